@@ -1,0 +1,172 @@
+"""Algorithm 1: its rule as pure functions of tensors, and class Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_adam import optimizer
+
+
+class AdamScalars(NamedTuple):
+    """What `adam` needs beside a variable's own state; scalars of one step."""
+
+    alpha: tf.Tensor  # alpha * sqrt(1 - beta_2^t) / (1 - beta_1^t)
+    epsilon: tf.Tensor  # epsilon hat
+    one_minus_beta_1: tf.Tensor
+    one_minus_beta_2: tf.Tensor
+
+
+def adam(
+    theta: tf.Tensor, g: tf.Tensor, state: Sequence[tf.Tensor], s: AdamScalars
+) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
+    """One step of Algorithm 1 in the order before section 2.1.
+
+    A third state, if there is one, is AMSGrad's maximum of v.
+    """
+    m, v, *v_max = state
+    m = m + (g - m) * s.one_minus_beta_1
+    v = v + (g * g - v) * s.one_minus_beta_2
+    v_max = [tf.maximum(x, v) for x in v_max]
+    r = tf.sqrt(v_max[0] if v_max else v)
+    return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)
+
+
+@keras.saving.register_keras_serializable(package="keras_adam")
+class Adam(optimizer.RowOptimizer):
+    r"""Adam, Algorithm 1 of Kingma & Ba, with right and row-cost embeddings.
+
+    ```
+    m = beta_1 * m + (1 - beta_1) * g
+    v = beta_2 * v + (1 - beta_2) * g^2
+    m_hat = m / (1 - beta_1^t)
+    v_hat = v / (1 - beta_2^t)
+    theta = theta - learning_rate * m_hat / (sqrt(v_hat) + epsilon)
+    ```
+
+    m and v are kept in float32 (float64 for float64 variables) whatever the
+    variable's dtype; the step is computed in that precision and cast once.
+
+    Args:
+        learning_rate: The paper's alpha: a float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
+            a callable of the step, counted from 0. With a schedule the first
+            correction is 1 - prod(beta_1,i) (section 4).
+        beta_2: Decay rate of v, in [0, 1).
+        epsilon: Above 0. Algorithm 1's epsilon, added to sqrt(v_hat). (Keras's
+            Adam has the other one: see `epsilon_hat`.)
+        sparse_updates: What to do with the `tf.IndexedSlices` an embedding
+            gives; repeated ids are summed first in each.
+            `"lazy"`: update m, v and theta of the batch's rows only, with the
+            global step's bias correction. Costs what the batch touches. Rows
+            not in the batch stand still, which is not dense Adam's trajectory.
+            `"dense"`: dense Adam's result for every row, at the cost of the
+            whole table.
+        epsilon_hat: If True, `epsilon` is the paper's epsilon hat (the formula
+            before section 2.1), added to sqrt(v) and not to sqrt(v_hat).
+            `epsilon=1e-7, epsilon_hat=True` is what `keras.optimizers.Adam`
+            computes.
+        bias_correction: If False, m_hat = m and v_hat = v (figure 4).
+        amsgrad: If True, the largest v so far takes the place of v (Reddi et
+            al., "On the Convergence of Adam and Beyond").
+        **base: Arguments of `keras.optimizers.Optimizer`: see
+            `keras_adam.optimizer.RowOptimizer` for what each does, and costs,
+            with embeddings.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: arXiv 1412.6980, Algorithm 1 and sections 2, 3 and 4.
+    """
+
+    rule = staticmethod(adam)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: float | Callable[[Any], Any] = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        *,
+        sparse_updates: str = "lazy",
+        epsilon_hat: bool = False,
+        bias_correction: bool = True,
+        amsgrad: bool = False,
+        **base: Any,
+    ) -> None:
+        super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+        if not epsilon > 0:
+            raise ValueError(
+                "`epsilon` must be above 0, or a weight whose gradients were all 0 "
+                f"would become NaN. Received: epsilon={epsilon!r}. Use 1e-8, the "
+                "paper's."
+            )
+        self.epsilon = epsilon
+        self.epsilon_hat = epsilon_hat
+        self.bias_correction = bias_correction
+        self.amsgrad = amsgrad
+
+    def build(self, variables: list[Any]) -> None:
+        """Creates m, v and, with amsgrad, the maximum of v, all 0."""
+        if self.built:
+            return
+        super().build(variables)
+        self._momentums, self._velocities = self.add_optimizer_variables(
+            variables, ["momentum", "velocity"]
+        )
+        if self.amsgrad:
+            self._velocity_hats = self.add_optimizer_variables(
+                variables, "velocity_hat"
+            )
+
+    def _state(self, i: int) -> list[Any]:
+        hats = [self._velocity_hats[i]] if self.amsgrad else []
+        return [self._momentums[i], self._velocities[i], *hats]
+
+    def _scalars(self, step: optimizer.Step) -> AdamScalars:
+        c_1 = c_2 = tf.ones_like(step.t)
+        if self.bias_correction:
+            c_1 = step.correction_1
+            c_2 = optimizer.one_minus_power(step.beta_2, step.t)
+        return AdamScalars(
+            alpha=step.alpha * tf.sqrt(c_2) / c_1,
+            epsilon=self.epsilon * (tf.ones_like(c_2) if self.epsilon_hat else tf.sqrt(c_2)),
+            one_minus_beta_1=step.one_minus_beta_1,
+            one_minus_beta_2=tf.constant(1 - step.beta_2, step.t.dtype),
+        )
+
+    def _has_kernel(self) -> bool:
+        return not self.amsgrad
+
+    @staticmethod
+    def _kernel(
+        variable: tf.Variable, g: tf.Tensor, state: Sequence[tf.Variable], s: Any
+    ) -> None:
+        # The corrections are in alpha and epsilon already: powers of 0.
+        zero, one = tf.zeros((), g.dtype), tf.ones((), g.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=state[0].handle,
+            v=state[1].handle,
+            beta1_power=zero,
+            beta2_power=zero,
+            lr=s.alpha,
+            beta1=one - s.one_minus_beta_1,
+            beta2=one - s.one_minus_beta_2,
+            epsilon=s.epsilon,
+            grad=g,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "epsilon": self.epsilon,
+            "epsilon_hat": self.epsilon_hat,
+            "bias_correction": self.bias_correction,
+            "amsgrad": self.amsgrad,
+        }

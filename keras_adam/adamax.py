@@ -1,0 +1,116 @@
+"""Algorithm 2: its rule as pure functions of tensors, and class AdaMax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_adam import optimizer
+
+
+class AdaMaxScalars(NamedTuple):
+    """What `adamax` needs beside a variable's own state; scalars of one step."""
+
+    alpha: tf.Tensor  # alpha / (1 - beta_1^t)
+    one_minus_beta_1: tf.Tensor
+    beta_2: tf.Tensor
+
+
+def adamax(
+    theta: tf.Tensor, g: tf.Tensor, state: Sequence[tf.Tensor], s: AdaMaxScalars
+) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
+    """One step of Algorithm 2."""
+    m, u = state
+    m = m + (g - m) * s.one_minus_beta_1
+    u = tf.maximum(s.beta_2 * u, tf.abs(g))
+    return theta - s.alpha * tf.math.divide_no_nan(m, u), (m, u)
+
+
+@keras.saving.register_keras_serializable(package="keras_adam")
+class AdaMax(optimizer.RowOptimizer):
+    r"""AdaMax, Algorithm 2 of Kingma & Ba, with right and row-cost embeddings.
+
+    ```
+    m = beta_1 * m + (1 - beta_1) * g
+    u = max(beta_2 * u, |g|)
+    theta = theta - learning_rate / (1 - beta_1^t) * m / u
+    ```
+
+    There is no epsilon: where u is 0 every gradient so far was 0, and so is the
+    step. m and u are kept in float32 (float64 for float64 variables) whatever
+    the variable's dtype; the step is computed in that precision and cast once.
+
+    Args:
+        learning_rate: The paper's alpha: a float, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
+            a callable of the step, counted from 0. With a schedule the
+            correction is 1 - prod(beta_1,i) (section 4).
+        beta_2: Decay rate of u, in [0, 1).
+        sparse_updates: What to do with the `tf.IndexedSlices` an embedding
+            gives: `"lazy"` or `"dense"`, as in `keras_adam.Adam`.
+        **base: Arguments of `keras.optimizers.Optimizer`: see
+            `keras_adam.optimizer.RowOptimizer` for what each does, and costs,
+            with embeddings.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: arXiv 1412.6980, Algorithm 2 and section 7.1.
+    """
+
+    rule = staticmethod(adamax)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.002,
+        beta_1: float | Callable[[Any], Any] = 0.9,
+        beta_2: float = 0.999,
+        *,
+        sparse_updates: str = "lazy",
+        **base: Any,
+    ) -> None:
+        super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+
+    def build(self, variables: list[Any]) -> None:
+        """Creates m and u, all 0."""
+        if self.built:
+            return
+        super().build(variables)
+        self._m, self._u = self.add_optimizer_variables(variables, ["momentum", "norm"])
+
+    def _state(self, i: int) -> list[Any]:
+        return [self._m[i], self._u[i]]
+
+    def _scalars(self, step: optimizer.Step) -> AdaMaxScalars:
+        return AdaMaxScalars(
+            alpha=step.alpha / step.correction_1,
+            one_minus_beta_1=step.one_minus_beta_1,
+            beta_2=tf.constant(step.beta_2, step.t.dtype),
+        )
+
+    def _has_kernel(self) -> bool:
+        return True
+
+    @staticmethod
+    def _kernel(
+        variable: tf.Variable, g: tf.Tensor, state: Sequence[tf.Variable], s: Any
+    ) -> None:
+        zero, one = tf.zeros((), g.dtype), tf.ones((), g.dtype)
+        tf.raw_ops.ResourceApplyAdaMax(
+            var=variable.handle,
+            m=state[0].handle,
+            v=state[1].handle,
+            beta1_power=zero,  # the correction is in alpha already
+            lr=s.alpha,
+            beta1=one - s.one_minus_beta_1,
+            beta2=s.beta_2,
+            # Where u is 0, so is m; elsewhere this is below u's last digit.
+            epsilon=tf.constant(np.finfo(g.dtype.as_numpy_dtype).tiny, g.dtype),
+            grad=g,
+        )

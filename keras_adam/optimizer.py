@@ -1,0 +1,386 @@
+"""The way of a gradient from Keras to a rule.
+
+The only file that knows the internals of Keras's optimizers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_adam import rows
+from keras_adam.rows import Rows
+
+SPARSE_UPDATES = ("lazy", "dense")
+
+
+class Step(NamedTuple):
+    """What every rule needs to know of the step at hand; scalars."""
+
+    alpha: tf.Tensor
+    one_minus_beta_1: tf.Tensor
+    correction_1: tf.Tensor  # 1 - beta_1^t, or 1 - prod(beta_1,i)
+    beta_2: float
+    t: tf.Tensor  # counted from 1
+
+
+def one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:
+    """1 - beta^t; the direct form loses the first steps' digits in float32."""
+    return -tf.math.expm1(t * math.log(beta)) if beta else tf.ones_like(t)
+
+
+def state_dtype(dtype: Any) -> str:
+    """The dtype of moments and arithmetic: at least float32."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def check_range(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"`{name}` must be in [0, 1). Received: {name}={value!r}. It is the share "
+            "of the old average that each step keeps."
+        )
+
+
+class RowOptimizer(keras.optimizers.Optimizer):
+    """What Adam and AdaMax share: all but the rule.
+
+    A gradient's way: repeated ids are summed; then it is unscaled, accumulated,
+    clipped; then weight decay, the rule, the average. Each option of
+    `keras.optimizers.Optimizer` works with embeddings; beside the batch's rows
+    these cost:
+
+    - `weight_decay` (decoupled, theta - learning_rate * weight_decay * theta,
+      as Keras's): nothing. In lazy mode it reaches the batch's rows only.
+    - `clipnorm`, `global_clipnorm`, `clipvalue`: nothing. They see the summed
+      gradient.
+    - `loss_scale_factor`: nothing.
+    - `gradient_accumulation_steps`: an accumulator as large as the table. In
+      graph mode a micro-step costs its rows, and the last one of a step also a
+      pass over one number a row; under XLA the last one costs the whole table.
+      In lazy mode a step updates the rows its micro-steps touched.
+    - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
+      step.
+
+    A subclass gives `rule`, `_state`, `_scalars`, `_has_kernel` and `_kernel`.
+    """
+
+    rule: Callable[..., Any]
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        beta_1: float | Callable[[Any], Any],
+        beta_2: float,
+        sparse_updates: str,
+        **base: Any,
+    ) -> None:
+        if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
+            raise ValueError(
+                "`learning_rate` must not be negative: the step already goes down "
+                f"the gradient. Received: learning_rate={learning_rate!r}."
+            )
+        if not callable(beta_1):
+            check_range("beta_1", beta_1)
+        check_range("beta_2", beta_2)
+        if sparse_updates == "exact":
+            raise NotImplementedError(
+                '`sparse_updates="exact"` (dense Adam\'s trajectory at the cost of '
+                'the rows a batch touches) is not there yet. Use "lazy" for its '
+                'cost or "dense" for its result.'
+            )
+        if sparse_updates not in SPARSE_UPDATES:
+            raise ValueError(
+                f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
+                f"sparse_updates={sparse_updates!r}."
+            )
+        super().__init__(learning_rate=learning_rate, **base)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.sparse_updates = sparse_updates
+
+    # What a subclass gives.
+
+    def _state(self, i: int) -> list[Any]:
+        """The state variables of the i-th variable."""
+        raise NotImplementedError
+
+    def _scalars(self, step: Step) -> Any:
+        """The rule's last argument."""
+        raise NotImplementedError
+
+    def _has_kernel(self) -> bool:
+        """Whether `_kernel` computes `rule`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _kernel(
+        variable: tf.Variable, g: tf.Tensor, state: Sequence[tf.Variable], scalars: Any
+    ) -> None:
+        """TensorFlow's own fused kernel."""
+        raise NotImplementedError
+
+    # State.
+
+    def build(self, variables: list[Any]) -> None:
+        super().build(variables)
+        # A plain object keeps Keras and TensorFlow from saving what it holds.
+        self._scratch = _Untracked(
+            rows.scratch(v) if len(v.shape) else None for v in variables
+        )
+        if callable(self.beta_1):
+            dtypes = {state_dtype(v.dtype) for v in variables}
+            self._correction_1 = self.add_variable(
+                (), dtype=max(dtypes), name="beta_1_correction"
+            )
+        if self.gradient_accumulation_steps and self.sparse_updates == "lazy":
+            self._touched = [
+                self.add_variable(v.shape[:1], dtype="float32", name="touched")
+                for v in variables
+            ]
+
+    def add_variable(
+        self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
+    ) -> Any:
+        # Averages need the digits that a half-precision weight does without.
+        dtype = state_dtype(dtype or keras.backend.floatx())
+        return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
+
+    # The way of a gradient.
+
+    def _overwrite_variables_directly_with_gradients(
+        self, grads: Any, variables: Any
+    ) -> tuple[list[Any], list[Any]]:
+        # The first place Keras gives after `build` and before it scales: here
+        # repeats are summed, so that all that follows is right.
+        grads, variables = super()._overwrite_variables_directly_with_gradients(
+            grads, variables
+        )
+        return [self._summed(g, v) for g, v in zip(grads, variables)], variables
+
+    def _summed(self, g: Any, variable: Any) -> tf.Tensor | Rows:
+        dtype = state_dtype(variable.dtype)
+        if not isinstance(g, tf.IndexedSlices):
+            return tf.cast(g, dtype)
+        values = tf.cast(g.values, dtype)
+        if self.sparse_updates == "dense":
+            return tf.math.unsorted_segment_sum(values, g.indices, variable.shape[0])
+        scratch = self._scratch.items[self._get_variable_index(variable)]
+        return rows.sum_repeats(values, g.indices, scratch)
+
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        if self.gradient_accumulation_steps:
+            self._accumulate(grads, trainable_variables)
+        else:
+            self._update(grads, trainable_variables)
+        if self.use_ema:
+            self._update_model_variables_moving_average(self._trainable_variables)
+            if self.ema_overwrite_frequency:
+                keras.ops.cond(
+                    (self.iterations + 1) % self.ema_overwrite_frequency == 0,
+                    lambda: self._overwrite_model_variables_with_average_value(
+                        self._trainable_variables
+                    ),
+                    lambda: None,
+                )
+
+    def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
+        steps = self.gradient_accumulation_steps
+        indices = [self._get_variable_index(v) for v in variables]
+        sums = [self._accumulated_gradients[i].value for i in indices]
+        marks = [
+            self._touched[i].value if isinstance(g, Rows) else None
+            for i, g in zip(indices, grads)
+        ]
+        for g, total, mark in zip(grads, sums, marks):
+            if mark is None:
+                total.assign_add(g)
+            else:
+                total.scatter_add(tf.IndexedSlices(g.values, g.ids))
+                rows.scatter(mark, g.ids, tf.ones_like(g.ids))
+
+        def step() -> None:
+            means = [
+                (total if mark is None else rows.marked(total, mark)) / steps
+                for total, mark in zip(sums, marks)
+            ]
+            self._update(means, variables)
+            for g, total, mark in zip(means, sums, marks):
+                if mark is None:
+                    total.assign(tf.zeros_like(total))
+                else:
+                    rows.scatter(total, g.ids, tf.zeros_like(g.values))
+                    mark.assign(tf.zeros_like(mark))
+
+        keras.ops.cond((self._iterations + 1) % steps == 0, step, lambda: None)
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        values = [g.values if isinstance(g, Rows) else g for g in grads]
+        values = super()._clip_gradients(values)
+        return [
+            Rows(x, g.ids) if isinstance(g, Rows) else x for x, g in zip(values, grads)
+        ]
+
+    def _update(self, grads: list[Any], variables: list[Any]) -> None:
+        if callable(self.beta_1):
+            # The recurrence of m for gradients of 1 gives 1 - prod(beta_1,i).
+            c = self._correction_1
+            c.assign_add((1 - c) * (1 - keras.ops.cast(self._beta_1(), c.dtype)))
+        self._backend_update_step(
+            self._clip_gradients(grads), variables, self.learning_rate
+        )
+
+    def _beta_1(self) -> Any:
+        return self.beta_1(self.iterations)
+
+    def _step(self, learning_rate: Any, dtype: str, kernel: bool) -> Step:
+        t = tf.cast(self.iterations, dtype) + 1
+        alpha = tf.cast(learning_rate, dtype)
+        # A kernel takes betas in the variable's dtype: one that knows 0.999
+        # as 0.99900001 is Adam for that beta, and needs its correction.
+        beta_1, beta_2 = self.beta_1, self.beta_2
+        if kernel:
+            beta_2 = float(np.dtype(dtype).type(beta_2))
+        if callable(beta_1):
+            c_1 = tf.cast(self._correction_1, dtype)
+            return Step(alpha, 1 - tf.cast(self._beta_1(), dtype), c_1, beta_2, t)
+        if kernel:
+            beta_1 = float(np.dtype(dtype).type(beta_1))
+        one_minus_beta_1 = tf.constant(1 - beta_1, dtype)
+        return Step(alpha, one_minus_beta_1, one_minus_power(beta_1, t), beta_2, t)
+
+    def _backend_update_step(
+        self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any
+    ) -> None:
+        scalars: dict[Any, Any] = {}
+        updates = []
+        for g, variable in zip(grads, trainable_variables):
+            i = self._get_variable_index(variable)
+            dtype = state_dtype(variable.dtype)
+            decays = self.weight_decay is not None and self._use_weight_decay(variable)
+            kernel = (
+                not isinstance(g, Rows)
+                and not decays
+                and variable.dtype == dtype
+                and self._has_kernel()
+                and not rows.in_xla()
+            )
+            if (dtype, kernel) not in scalars:
+                step = self._step(learning_rate, dtype, kernel)
+                scalars[dtype, kernel] = step.alpha, self._scalars(step)
+            alpha, s = scalars[dtype, kernel]
+            decay = alpha * self.weight_decay if decays else None
+            state = [_native(x) for x in self._state(i)]
+            updates.append((_native(variable), (g, state, s, decay, kernel)))
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            self._update_all, self._distribution_strategy, updates
+        )
+
+    def _update_all(self, strategy: Any, updates: list[Any]) -> None:
+        for variable, args in updates:
+            strategy.extended.update(variable, self._update_one, args=args, group=False)
+
+    def _update_one(
+        self, variable: Any, g: Any, state: Any, scalars: Any, decay: Any, kernel: bool
+    ) -> None:
+        if isinstance(g, Rows):
+            args = variable, *state
+            values = _apply_rule(
+                self.rule, [tf.gather(x, g.ids) for x in args], g.values, scalars, decay
+            )
+            for x, value in zip(args, values):
+                rows.scatter(x, g.ids, value)
+        # One fused pass, each the fastest measured on its path.
+        elif kernel:
+            self._kernel(variable, g, state, scalars)
+        elif rows.in_xla():
+            _assign_rule(self.rule, variable, g, state, scalars, decay)
+        else:
+            _assign_rule_compiled(self.rule, variable, g, state, scalars, decay)
+
+    # The average.
+
+    def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
+        for variable, average in zip(
+            trainable_variables, self._model_variables_moving_average
+        ):
+            if average is not None:
+                first = keras.ops.equal(self.iterations, 0)
+                keep = tf.where(first, 0.0, self.ema_momentum)
+                keep = tf.cast(keep, average.dtype)
+                value = tf.cast(_native(variable), average.dtype)
+                average.assign(average * keep + value * (1 - keep))
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Any
+    ) -> None:
+        for variable, average in zip(
+            trainable_variables, self._model_variables_moving_average
+        ):
+            if average is not None:
+                self._distribution_strategy.extended.update(
+                    _native(variable),
+                    lambda a, b: a.assign(tf.cast(b, a.dtype)),
+                    args=(_native(average),),
+                )
+
+    # Serialization.
+
+    def get_config(self) -> dict[str, Any]:
+        beta_1 = self.beta_1
+        if callable(beta_1):
+            beta_1 = keras.saving.serialize_keras_object(beta_1)
+        return {
+            **super().get_config(),
+            "beta_1": beta_1,
+            "beta_2": self.beta_2,
+            "sparse_updates": self.sparse_updates,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        config = dict(config)
+        if isinstance(config.get("beta_1"), dict):
+            config["beta_1"] = keras.saving.deserialize_keras_object(
+                config["beta_1"], custom_objects=custom_objects
+            )
+        return super().from_config(config, custom_objects=custom_objects)
+
+
+class _Untracked:
+    def __init__(self, items: Any) -> None:
+        self.items = list(items)
+
+
+def _native(variable: Any) -> Any:
+    """A `keras.Variable`'s `tf.Variable`."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _apply_rule(
+    rule: Any, args: Any, g: tf.Tensor, scalars: Any, decay: Any
+) -> list[tf.Tensor]:
+    theta, *state = args
+    theta = tf.cast(theta, g.dtype)
+    if decay is not None:
+        theta = theta - theta * decay
+    theta, state = rule(theta, g, state, scalars)
+    return [theta, *state]
+
+
+def _assign_rule(
+    rule: Any, variable: Any, g: tf.Tensor, state: Any, scalars: Any, decay: Any
+) -> None:
+    args = variable, *state
+    values = _apply_rule(rule, args, g, scalars, decay)
+    for x, value in zip(args, values):
+        x.assign(tf.cast(value, x.dtype))
+
+
+_assign_rule_compiled = tf.function(_assign_rule, jit_compile=True)

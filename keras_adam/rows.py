@@ -1,0 +1,95 @@
+"""`tf.IndexedSlices` -> distinct rows with summed gradients; gather, scatter.
+
+Every operation costs what the batch touches, never what the table holds, in
+graph mode and under XLA (CPU, GPU, TPU).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Rows(NamedTuple):
+    """The gradient of some rows of a table.
+
+    Attributes:
+        values: `[n, ...]`, one summed gradient a distinct row.
+        ids: `[n]`, the rows' numbers. Under XLA, where `n` is the number of
+            ids before repeats were summed, the places left over hold a number
+            past the end of the table, which `scatter` drops, and zero values.
+    """
+
+    values: tf.Tensor
+    ids: tf.Tensor
+
+    def __truediv__(self, scale: Any) -> Rows:
+        return Rows(self.values / scale, self.ids)
+
+
+def in_xla() -> bool:
+    """Whether the code now being traced is compiled by XLA."""
+    return tf.__internal__.get_enclosing_xla_context() is not None
+
+
+def scratch(table: tf.Variable) -> tf.Variable:
+    """A vector as long as the table, in which `sum_repeats` finds repeats.
+
+    What it holds between steps means nothing, so it is not part of any saved
+    state. It is uint32 because TensorFlow keeps int32 variables in host memory.
+    """
+    with tf.init_scope():
+        return tf.Variable(
+            tf.zeros(table.shape[:1], tf.uint32), trainable=False, name="scratch"
+        )
+
+
+def sum_repeats(
+    values: tf.Tensor, ids: tf.Tensor, scratch: tf.Variable | None
+) -> Rows:
+    """Sums the values of equal ids, since no rule here is linear in them.
+
+    Args:
+        values: `[n, ...]`.
+        ids: `[n]`, int32 or int64, repeats allowed.
+        scratch: from `scratch(table)`. Only used under XLA.
+    """
+    if not in_xla():
+        ids, place = tf.unique(ids)
+        return Rows(tf.math.unsorted_segment_sum(values, place, tf.size(ids)), ids)
+    # XLA's shapes are static, and a sort costs more than all the rest: let each
+    # position write its number at its id (any writer may win) and read it back,
+    # and the positions of one id agree on one place.
+    assert scratch is not None
+    n, rows = tf.shape(ids)[0], scratch.shape[0]
+    position = tf.range(n)
+    scratch.scatter_update(tf.IndexedSlices(tf.cast(position, tf.uint32), ids))
+    place = tf.cast(tf.gather(scratch, ids), tf.int32)
+    # An id outside the table has read some other id's place: drop it.
+    place = tf.where((ids >= 0) & (ids < rows), place, -1)
+    return Rows(
+        tf.math.unsorted_segment_sum(values, place, n),
+        tf.where(place == position, ids, tf.cast(rows, ids.dtype)),
+    )
+
+
+def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
+    """The rows of a table whose mark is above 0.
+
+    Costs a pass over the marks in graph mode, over the table under XLA.
+    """
+    if in_xla():
+        rows = table.shape[0]
+        return Rows(table + 0, tf.where(marks > 0, tf.range(rows), rows))
+    ids = tf.where(marks > 0)[:, 0]
+    return Rows(tf.gather(table, ids), ids)
+
+
+def scatter(table: tf.Variable, ids: tf.Tensor, values: tf.Tensor) -> None:
+    """Writes distinct rows into a table, in place."""
+    table.scatter_update(tf.IndexedSlices(tf.cast(values, table.dtype), ids))
+    if not in_xla():
+        # A scatter leaves the variable in a mode in which each later read of
+        # it copies the whole table, be it Embedding's forward pass.
+        tf.raw_ops.DisableCopyOnRead(resource=table.handle)
