@@ -128,6 +128,9 @@ class Adam(optimizer.RowOptimizer):
         hats = [self._velocity_hats[i]] if self.amsgrad else []
         return [self._momentums[i], self._velocities[i], *hats]
 
+    def _state_size(self) -> int:
+        return 3 if self.amsgrad else 2
+
     def _scalars(self, step: optimizer.Step) -> AdamScalars:
         c_1 = c_2 = tf.ones_like(step.t)
         if self.bias_correction:

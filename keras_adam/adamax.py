@@ -87,6 +87,9 @@ class AdaMax(optimizer.RowOptimizer):
     def _state(self, i: int) -> list[Any]:
         return [self._m[i], self._u[i]]
 
+    def _state_size(self) -> int:
+        return 2
+
     def _scalars(self, step: optimizer.Step) -> AdaMaxScalars:
         return AdaMaxScalars(
             alpha=step.alpha / step.correction_1,

@@ -111,6 +111,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """The state variables of the i-th variable."""
         raise NotImplementedError
 
+    def _state_size(self) -> int:
+        """How many they are."""
+        raise NotImplementedError
+
     def _scalars(self, step: Step) -> Any:
         """The rule's last argument."""
         raise NotImplementedError
@@ -131,8 +135,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
     def build(self, variables: list[Any]) -> None:
         super().build(variables)
         # A plain object keeps Keras and TensorFlow from saving what it holds.
-        self._scratch = _Untracked(
-            rows.scratch(v) if len(v.shape) else None for v in variables
+        self._workspaces = _Untracked(
+            rows.Workspace(_native(v), copies=self._state_size() + 1)
+            if len(v.shape)
+            else None
+            for v in variables
         )
         if callable(self.beta_1):
             dtypes = {state_dtype(v.dtype) for v in variables}
@@ -171,8 +178,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         values = tf.cast(g.values, dtype)
         if self.sparse_updates == "dense":
             return tf.math.unsorted_segment_sum(values, g.indices, variable.shape[0])
-        scratch = self._scratch.items[self._get_variable_index(variable)]
-        return rows.sum_repeats(values, g.indices, scratch)
+        workspace = self._workspaces.items[self._get_variable_index(variable)]
+        return rows.sum_repeats(values, g.indices, workspace.places)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         if self.gradient_accumulation_steps:
@@ -265,10 +272,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
             dtype = state_dtype(variable.dtype)
             decays = self.weight_decay is not None and self._use_weight_decay(variable)
             kernel = (
-                not isinstance(g, Rows)
-                and not decays
+                self._has_kernel()
                 and variable.dtype == dtype
-                and self._has_kernel()
+                and (isinstance(g, Rows) or not decays)
                 and not rows.in_xla()
             )
             if (dtype, kernel) not in scalars:
@@ -277,7 +283,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
             state = [_native(x) for x in self._state(i)]
-            updates.append((_native(variable), (g, state, s, decay, kernel)))
+            copies = self._workspaces.items[i].copies if isinstance(g, Rows) else []
+            updates.append((_native(variable), (g, state, s, decay, kernel, copies)))
         tf.__internal__.distribute.interim.maybe_merge_call(
             self._update_all, self._distribution_strategy, updates
         )
@@ -287,14 +294,27 @@ class RowOptimizer(keras.optimizers.Optimizer):
             strategy.extended.update(variable, self._update_one, args=args, group=False)
 
     def _update_one(
-        self, variable: Any, g: Any, state: Any, scalars: Any, decay: Any, kernel: bool
+        self,
+        variable: Any,
+        g: Any,
+        state: Any,
+        scalars: Any,
+        decay: Any,
+        kernel: bool,
+        copies: Any,
     ) -> None:
         if isinstance(g, Rows):
-            args = variable, *state
-            values = _apply_rule(
-                self.rule, [tf.gather(x, g.ids) for x in args], g.values, scalars, decay
-            )
-            for x, value in zip(args, values):
+            tables = variable, *state
+            values = [tf.gather(x, g.ids) for x in tables]
+            if kernel:
+                values[0] = _decayed(values[0], decay)
+                for copy, value in zip(copies, values):
+                    copy.assign(value)
+                self._kernel(copies[0], g.values, copies[1:], scalars)
+                values = [copy.read_value() for copy in copies]
+            else:
+                values = _apply_rule(self.rule, values, g.values, scalars, decay)
+            for x, value in zip(tables, values):
                 rows.scatter(x, g.ids, value)
         # One fused pass, each the fastest measured on its path.
         elif kernel:
@@ -363,13 +383,15 @@ def _native(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
+def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
+    return theta if decay is None else theta - theta * decay
+
+
 def _apply_rule(
     rule: Any, args: Any, g: tf.Tensor, scalars: Any, decay: Any
 ) -> list[tf.Tensor]:
     theta, *state = args
-    theta = tf.cast(theta, g.dtype)
-    if decay is not None:
-        theta = theta - theta * decay
+    theta = _decayed(tf.cast(theta, g.dtype), decay)
     theta, state = rule(theta, g, state, scalars)
     return [theta, *state]
 

@@ -33,27 +33,42 @@ def in_xla() -> bool:
     return tf.__internal__.get_enclosing_xla_context() is not None
 
 
-def scratch(table: tf.Variable) -> tf.Variable:
-    """A vector as long as the table, in which `sum_repeats` finds repeats.
+class Workspace:
+    """Variables that hold nothing between steps, and so are no saved state.
 
-    What it holds between steps means nothing, so it is not part of any saved
-    state. It is uint32 because TensorFlow keeps int32 variables in host memory.
+    Attributes:
+        places: A vector as long as the table, in which `sum_repeats` finds
+            repeats under XLA. It is uint32 because TensorFlow keeps int32
+            variables in host memory.
+        copies: Variables of any number of rows, for kernels that only work on
+            variables, to work on a few rows.
     """
-    with tf.init_scope():
-        return tf.Variable(
-            tf.zeros(table.shape[:1], tf.uint32), trainable=False, name="scratch"
-        )
+
+    def __init__(self, table: tf.Variable, copies: int) -> None:
+        with tf.init_scope():
+            self.places = tf.Variable(
+                tf.zeros(table.shape[:1], tf.uint32), trainable=False
+            )
+            shape = table.shape[1:]
+            self.copies = [
+                tf.Variable(
+                    tf.zeros([0, *shape], table.dtype),
+                    shape=[None, *shape],
+                    trainable=False,
+                )
+                for _ in range(copies)
+            ]
 
 
 def sum_repeats(
-    values: tf.Tensor, ids: tf.Tensor, scratch: tf.Variable | None
+    values: tf.Tensor, ids: tf.Tensor, places: tf.Variable
 ) -> Rows:
     """Sums the values of equal ids, since no rule here is linear in them.
 
     Args:
         values: `[n, ...]`.
         ids: `[n]`, int32 or int64, repeats allowed.
-        scratch: from `scratch(table)`. Only used under XLA.
+        places: `Workspace(table).places`. Only used under XLA.
     """
     if not in_xla():
         ids, place = tf.unique(ids)
@@ -61,11 +76,10 @@ def sum_repeats(
     # XLA's shapes are static, and a sort costs more than all the rest: let each
     # position write its number at its id (any writer may win) and read it back,
     # and the positions of one id agree on one place.
-    assert scratch is not None
-    n, rows = tf.shape(ids)[0], scratch.shape[0]
+    n, rows = tf.shape(ids)[0], places.shape[0]
     position = tf.range(n)
-    scratch.scatter_update(tf.IndexedSlices(tf.cast(position, tf.uint32), ids))
-    place = tf.cast(tf.gather(scratch, ids), tf.int32)
+    places.scatter_update(tf.IndexedSlices(tf.cast(position, tf.uint32), ids))
+    place = tf.cast(tf.gather(places, ids), tf.int32)
     # An id outside the table has read some other id's place: drop it.
     place = tf.where((ids >= 0) & (ids < rows), place, -1)
     return Rows(
