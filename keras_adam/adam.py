@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_adam import optimizer
+from keras_adam import optimizer, update
 
 
 class AdamScalars(NamedTuple):
@@ -131,20 +131,22 @@ class Adam(optimizer.RowOptimizer):
     def _state_size(self) -> int:
         return 3 if self.amsgrad else 2
 
-    def _scalars(self, step: optimizer.Step) -> AdamScalars:
+    def _scalars(self, step: update.Step) -> AdamScalars:
         c_1 = c_2 = tf.ones_like(step.t)
         if self.bias_correction:
             c_1 = step.correction_1
-            c_2 = optimizer.one_minus_power(step.beta_2, step.t)
+            c_2 = update.one_minus_power(step.beta_2, step.t)
         return AdamScalars(
             alpha=step.alpha * tf.sqrt(c_2) / c_1,
-            epsilon=self.epsilon * (tf.ones_like(c_2) if self.epsilon_hat else tf.sqrt(c_2)),
+            epsilon=self.epsilon
+            * (tf.ones_like(c_2) if self.epsilon_hat else tf.sqrt(c_2)),
             one_minus_beta_1=step.one_minus_beta_1,
             one_minus_beta_2=tf.constant(1 - step.beta_2, step.t.dtype),
         )
 
     def _has_kernel(self) -> bool:
-        return not self.amsgrad
+        # The kernel knows 1 - beta_2 to 5 digits; the correction cancels that.
+        return self.bias_correction and not self.amsgrad
 
     @staticmethod
     def _kernel(

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adam import optimizer
+from keras_adam import optimizer, update
 
 
 class AdaMaxScalars(NamedTuple):
@@ -90,7 +90,7 @@ class AdaMax(optimizer.RowOptimizer):
     def _state_size(self) -> int:
         return 2
 
-    def _scalars(self, step: optimizer.Step) -> AdaMaxScalars:
+    def _scalars(self, step: update.Step) -> AdaMaxScalars:
         return AdaMaxScalars(
             alpha=step.alpha / step.correction_1,
             one_minus_beta_1=step.one_minus_beta_1,

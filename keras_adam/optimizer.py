@@ -5,9 +5,8 @@ The only file that knows the internals of Keras's optimizers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,23 +14,9 @@ import tensorflow as tf
 
 from keras_adam import rows
 from keras_adam.rows import Rows
+from keras_adam.update import Rule, Step, one_minus_power, takes_kernel, update
 
 SPARSE_UPDATES = ("lazy", "dense")
-
-
-class Step(NamedTuple):
-    """What every rule needs to know of the step at hand; scalars."""
-
-    alpha: tf.Tensor
-    one_minus_beta_1: tf.Tensor
-    correction_1: tf.Tensor  # 1 - beta_1^t, or 1 - prod(beta_1,i)
-    beta_2: float
-    t: tf.Tensor  # counted from 1
-
-
-def one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:
-    """1 - beta^t; the direct form loses the first steps' digits in float32."""
-    return -tf.math.expm1(t * math.log(beta)) if beta else tf.ones_like(t)
 
 
 def state_dtype(dtype: Any) -> str:
@@ -71,7 +56,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
     A subclass gives `rule`, `_state`, `_scalars`, `_has_kernel` and `_kernel`.
     """
 
-    rule: Callable[..., Any]
+    rule: Rule
 
     def __init__(
         self,
@@ -133,6 +118,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
     # State.
 
     def build(self, variables: list[Any]) -> None:
+        for v in variables:
+            if "float" not in keras.backend.standardize_dtype(v.dtype):
+                raise ValueError(
+                    "Only variables of a float dtype can be trained. Received: "
+                    f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
+                )
         super().build(variables)
         # A plain object keeps Keras and TensorFlow from saving what it holds.
         self._workspaces = _Untracked(
@@ -146,6 +137,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
             self._correction_1 = self.add_variable(
                 (), dtype=max(dtypes), name="beta_1_correction"
             )
+        self._touched = []
         if self.gradient_accumulation_steps and self.sparse_updates == "lazy":
             self._touched = [
                 self.add_variable(v.shape[:1], dtype="float32", name="touched")
@@ -201,28 +193,28 @@ class RowOptimizer(keras.optimizers.Optimizer):
         steps = self.gradient_accumulation_steps
         indices = [self._get_variable_index(v) for v in variables]
         sums = [self._accumulated_gradients[i].value for i in indices]
-        marks = [
-            self._touched[i].value if isinstance(g, Rows) else None
-            for i, g in zip(indices, grads)
-        ]
+        marks = [self._touched[i].value if self._touched else None for i in indices]
         for g, total, mark in zip(grads, sums, marks):
-            if mark is None:
-                total.assign_add(g)
-            else:
+            if isinstance(g, Rows):
                 total.scatter_add(tf.IndexedSlices(g.values, g.ids))
                 rows.scatter(mark, g.ids, tf.ones_like(g.ids))
+            else:
+                total.assign_add(g)
+                if mark is not None:
+                    mark.assign(tf.ones_like(mark))
 
         def step() -> None:
             means = [
-                (total if mark is None else rows.marked(total, mark)) / steps
-                for total, mark in zip(sums, marks)
+                (rows.marked(total, mark) if isinstance(g, Rows) else total) / steps
+                for g, total, mark in zip(grads, sums, marks)
             ]
             self._update(means, variables)
             for g, total, mark in zip(means, sums, marks):
-                if mark is None:
-                    total.assign(tf.zeros_like(total))
-                else:
+                if isinstance(g, Rows):
                     rows.scatter(total, g.ids, tf.zeros_like(g.values))
+                else:
+                    total.assign(tf.zeros_like(total))
+                if mark is not None:
                     mark.assign(tf.zeros_like(mark))
 
         keras.ops.cond((self._iterations + 1) % steps == 0, step, lambda: None)
@@ -244,6 +236,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         )
 
     def _beta_1(self) -> Any:
+        assert callable(self.beta_1)
         return self.beta_1(self.iterations)
 
     def _step(self, learning_rate: Any, dtype: str, kernel: bool) -> Step:
@@ -271,58 +264,24 @@ class RowOptimizer(keras.optimizers.Optimizer):
             i = self._get_variable_index(variable)
             dtype = state_dtype(variable.dtype)
             decays = self.weight_decay is not None and self._use_weight_decay(variable)
-            kernel = (
-                self._has_kernel()
-                and variable.dtype == dtype
-                and (isinstance(g, Rows) or not decays)
-                and not rows.in_xla()
-            )
+            kernel = self._has_kernel() and takes_kernel(g, variable, decays)
             if (dtype, kernel) not in scalars:
                 step = self._step(learning_rate, dtype, kernel)
                 scalars[dtype, kernel] = step.alpha, self._scalars(step)
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
             state = [_native(x) for x in self._state(i)]
-            copies = self._workspaces.items[i].copies if isinstance(g, Rows) else []
-            updates.append((_native(variable), (g, state, s, decay, kernel, copies)))
+            kwargs = {
+                "rule": self.rule,
+                "kernel": self._kernel if kernel else None,
+                "copies": self._workspaces.items[i].copies
+                if isinstance(g, Rows)
+                else [],
+            }
+            updates.append((_native(variable), (g, state, s, decay), kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
-            self._update_all, self._distribution_strategy, updates
+            _update_all, self._distribution_strategy, updates
         )
-
-    def _update_all(self, strategy: Any, updates: list[Any]) -> None:
-        for variable, args in updates:
-            strategy.extended.update(variable, self._update_one, args=args, group=False)
-
-    def _update_one(
-        self,
-        variable: Any,
-        g: Any,
-        state: Any,
-        scalars: Any,
-        decay: Any,
-        kernel: bool,
-        copies: Any,
-    ) -> None:
-        if isinstance(g, Rows):
-            tables = variable, *state
-            values = [tf.gather(x, g.ids) for x in tables]
-            if kernel:
-                values[0] = _decayed(values[0], decay)
-                for copy, value in zip(copies, values):
-                    copy.assign(value)
-                self._kernel(copies[0], g.values, copies[1:], scalars)
-                values = [copy.read_value() for copy in copies]
-            else:
-                values = _apply_rule(self.rule, values, g.values, scalars, decay)
-            for x, value in zip(tables, values):
-                rows.scatter(x, g.ids, value)
-        # One fused pass, each the fastest measured on its path.
-        elif kernel:
-            self._kernel(variable, g, state, scalars)
-        elif rows.in_xla():
-            _assign_rule(self.rule, variable, g, state, scalars, decay)
-        else:
-            _assign_rule_compiled(self.rule, variable, g, state, scalars, decay)
 
     # The average.
 
@@ -383,26 +342,8 @@ def _native(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
-    return theta if decay is None else theta - theta * decay
-
-
-def _apply_rule(
-    rule: Any, args: Any, g: tf.Tensor, scalars: Any, decay: Any
-) -> list[tf.Tensor]:
-    theta, *state = args
-    theta = _decayed(tf.cast(theta, g.dtype), decay)
-    theta, state = rule(theta, g, state, scalars)
-    return [theta, *state]
-
-
-def _assign_rule(
-    rule: Any, variable: Any, g: tf.Tensor, state: Any, scalars: Any, decay: Any
-) -> None:
-    args = variable, *state
-    values = _apply_rule(rule, args, g, scalars, decay)
-    for x, value in zip(args, values):
-        x.assign(tf.cast(value, x.dtype))
-
-
-_assign_rule_compiled = tf.function(_assign_rule, jit_compile=True)
+def _update_all(strategy: Any, updates: list[Any]) -> None:
+    for variable, args, kwargs in updates:
+        strategy.extended.update(
+            variable, update, args=args, kwargs=kwargs, group=False
+        )

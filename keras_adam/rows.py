@@ -60,9 +60,7 @@ class Workspace:
             ]
 
 
-def sum_repeats(
-    values: tf.Tensor, ids: tf.Tensor, places: tf.Variable
-) -> Rows:
+def sum_repeats(values: tf.Tensor, ids: tf.Tensor, places: tf.Variable) -> Rows:
     """Sums the values of equal ids, since no rule here is linear in them.
 
     Args:

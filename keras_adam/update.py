@@ -1,0 +1,110 @@
+"""One variable's step: which execution of the rule, chosen in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_adam import rows
+from keras_adam.rows import Rows
+
+
+class Step(NamedTuple):
+    """What every rule needs to know of the step at hand; scalars."""
+
+    alpha: tf.Tensor
+    one_minus_beta_1: tf.Tensor
+    correction_1: tf.Tensor  # 1 - beta_1^t, or 1 - prod(beta_1,i)
+    beta_2: float
+    t: tf.Tensor  # counted from 1
+
+
+def one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:
+    """1 - beta^t; the direct form loses the first steps' digits in float32."""
+    return -tf.math.expm1(t * math.log(beta)) if beta else tf.ones_like(t)
+
+
+# (theta, g, state, scalars) -> (theta, state), of tensors.
+Rule = Callable[[Any, Any, Sequence[Any], Any], tuple[Any, Sequence[Any]]]
+
+
+def takes_kernel(g: tf.Tensor | Rows, variable: Any, decays: bool) -> bool:
+    """Whether TensorFlow's own fused kernel is to stand in for the rule.
+
+    Outside XLA it is the fastest there is (16 variables of 1,000,000 on two
+    cores: 8.4 ms, the rule compiled 9.3 ms), but it knows one dtype only, and no
+    decay: a second pass over a variable, next to nothing over rows. Under XLA
+    the rule itself becomes one fusion a variable, as fast.
+    """
+    dtypes = {variable.dtype, g.values.dtype if isinstance(g, Rows) else g.dtype}
+    return (
+        len({tf.as_dtype(d) for d in dtypes}) == 1
+        and (isinstance(g, Rows) or not decays)
+        and not rows.in_xla()
+    )
+
+
+def update(
+    variable: tf.Variable,
+    g: tf.Tensor | Rows,
+    state: Sequence[tf.Variable],
+    scalars: Any,
+    decay: tf.Tensor | None,
+    *,
+    rule: Rule,
+    kernel: Callable[..., None] | None,
+    copies: Sequence[tf.Variable],
+) -> None:
+    """Takes one step on a variable, or on some of its rows, in place.
+
+    Args:
+        variable: The weights, of any float dtype.
+        g: Their gradient, in the dtype of the state.
+        state: The rule's state variables, shaped like `variable`.
+        scalars: The rule's last argument.
+        decay: The share of the weights to take off first.
+        rule: What to compute.
+        kernel: A kernel that computes it, if `takes_kernel`.
+        copies: For `Rows` and a kernel: `Workspace.copies`.
+    """
+    tables = [variable, *state]
+    if isinstance(g, Rows):
+        values = [tf.gather(x, g.ids) for x in tables]
+        if kernel is None:
+            values = _apply(rule, values, g.values, scalars, decay)
+        else:
+            values[0] = _decayed(values[0], decay)
+            for copy, value in zip(copies, values):
+                copy.assign(value)
+            kernel(copies[0], g.values, copies[1:], scalars)
+            values = [copy.read_value() for copy in copies]
+        for x, value in zip(tables, values):
+            rows.scatter(x, g.ids, value)
+    elif kernel is not None:
+        kernel(variable, g, state, scalars)
+    elif rows.in_xla():
+        _assign(rule, tables, g, scalars, decay)
+    else:
+        _assign_compiled(rule, tables, g, scalars, decay)
+
+
+def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
+    return theta if decay is None else theta - theta * decay
+
+
+def _apply(rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any) -> list[Any]:
+    theta, *state = tables
+    theta = _decayed(tf.cast(theta, g.dtype), decay)
+    theta, state = rule(theta, g, state, scalars)
+    return [theta, *state]
+
+
+def _assign(rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any) -> None:
+    for x, value in zip(tables, _apply(rule, tables, g, scalars, decay)):
+        x.assign(tf.cast(value, x.dtype))
+
+
+_assign_compiled = tf.function(_assign, jit_compile=True)

@@ -1,0 +1,146 @@
+"""Every optimizer's weights and moments against the float64 oracle."""
+
+import cases
+import numpy as np
+import pytest
+from cases import DTYPES, EXECUTIONS, MODES, OPTIMIZERS, OPTIONS, PATTERNS
+
+STEPS = 7
+
+
+def run(name, mode, execution, pattern="repeats", steps=STEPS, ours=(), theirs=(), **s):
+    make, rule = OPTIMIZERS[name]
+    thetas, gradients = cases.stream(pattern, steps, **s)
+    ours = {"learning_rate": cases.LEARNING_RATE, "sparse_updates": mode, **dict(ours)}
+    optimizer, variables = cases.train(
+        lambda: make(**ours), execution, thetas, gradients
+    )
+    training = cases.oracle(rule, thetas, gradients, mode=mode, **dict(theirs))
+    cases.check(optimizer, variables, training)
+    return optimizer, variables, training
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_patterns(name, mode, execution, pattern):
+    run(name, mode, execution, pattern)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["adam", "adam_beta_1_schedule", "amsgrad", "adamax"])
+def test_dtypes(name, mode, execution, dtype):
+    _, variables, _ = run(name, mode, execution, dtype=dtype)
+    first, _ = cases.stream("repeats", 0, dtype=dtype)
+    assert np.any(variables[0].numpy() != first[0])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax"])
+def test_options(name, mode, execution, option):
+    ours, theirs = OPTIONS[option]
+    optimizer, _, training = run(name, mode, execution, ours=ours, theirs=theirs)
+    if optimizer.use_ema:
+        for a, b in zip(
+            optimizer._model_variables_moving_average, training.averages, strict=True
+        ):
+            np.testing.assert_allclose(a.numpy(), b, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("option", ["weight_decay", "ema", "accumulation_clip_decay"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_options_in_bfloat16(mode, execution, option):
+    ours, theirs = OPTIONS[option]
+    run("adam", mode, execution, ours=ours, theirs=theirs, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_int64_ids(mode, execution):
+    run("adam", mode, execution, id_dtype="int64")
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["adam", "adam_beta_1_schedule", "amsgrad", "adamax"])
+def test_gaps_of_thousands_of_steps(monkeypatch, name, mode, execution):
+    """A row touched at the first step and at the 3,000th, and others between."""
+    monkeypatch.setitem(
+        PATTERNS,
+        "gap",
+        (
+            (4, 2),
+            lambda rng, step: np.array([0, 1] if step % 2999 == 0 else [1, 2]),
+        ),
+    )
+    make, rule = OPTIMIZERS[name]
+    thetas, gradients = cases.stream("gap", 3000)
+    _, variables = cases.train(
+        lambda: make(learning_rate=0.001, sparse_updates=mode),
+        execution,
+        thetas,
+        gradients,
+    )
+    training = cases.oracle(rule, thetas, gradients, mode=mode, learning_rate=0.001)
+    for variable, theta in zip(variables, training.thetas, strict=True):
+        np.testing.assert_allclose(variable.numpy(), theta, rtol=0, atol=1e-4)
+    if mode == "lazy":
+        assert np.all(variables[0].numpy()[3] == thetas[0][3])
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", ["table", "vector", "by_name"])
+def test_exclude_from_weight_decay(mode, execution, which):
+    thetas, gradients = cases.stream("repeats", STEPS)
+
+    def exclude(optimizer, variables):
+        if which == "by_name":
+            optimizer.exclude_from_weight_decay(var_names=[variables[0].name])
+        else:
+            i = ["table", "vector"].index(which)
+            optimizer.exclude_from_weight_decay(var_list=[variables[i]])
+
+    make, rule = OPTIMIZERS["adam"]
+    optimizer, variables = cases.train(
+        lambda: make(
+            learning_rate=cases.LEARNING_RATE, sparse_updates=mode, weight_decay=0.1
+        ),
+        execution,
+        thetas,
+        gradients,
+        before_build=exclude,
+    )
+    training = cases.oracle(
+        rule,
+        thetas,
+        gradients,
+        mode=mode,
+        weight_decay=0.1,
+        decayed=[0] if which == "vector" else [1],
+    )
+    cases.check(optimizer, variables, training)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_u_of_zero_is_a_step_of_zero(execution):
+    thetas, gradients = cases.stream("repeats", 3)
+    gradients = [
+        [(values * 0, ids), vector * np.array([0, 1, 0, 1, 0], vector.dtype)]
+        for (values, ids), vector in gradients
+    ]
+    _, variables = cases.train(
+        lambda: OPTIMIZERS["adamax"][0](learning_rate=cases.LEARNING_RATE),
+        execution,
+        thetas,
+        gradients,
+    )
+    np.testing.assert_array_equal(variables[0].numpy(), thetas[0])
+    np.testing.assert_array_equal(variables[1].numpy()[::2], thetas[1][::2])
+    assert np.all(variables[1].numpy()[1::2] != thetas[1][1::2])
