@@ -72,7 +72,11 @@ def update(
     """
     tables = [variable, *state]
     if isinstance(g, Rows):
-        values = [tf.gather(x, g.ids) for x in tables]
+        # While the forward pass still holds a read of the whole variable, a
+        # gather from it copies it: wait for the gradient.
+        with tf.control_dependencies([g.values]):
+            theta = tf.gather(variable, g.ids)
+        values = [theta, *(tf.gather(x, g.ids) for x in state)]
         if kernel is None:
             values = _apply(rule, values, g.values, scalars, decay)
         else:

@@ -1,0 +1,219 @@
+"""Tells good film reviews from bad ones: an embedding table and an average.
+
+    pip install ".[examples]"
+    python examples/imdb_embedding.py
+    python examples/imdb_embedding.py --optimizer keras.Adam
+    python examples/imdb_embedding.py --optimizer keras_adam.AdaMax --limit 2000
+
+Trains on the 25,000 training reviews of IMDB, through TensorFlow Datasets, and
+tests on the 25,000 test reviews after each epoch. The first run downloads the
+data (80 MB). Writes a table (CSV) and a picture of all epochs to --output.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import csv
+import pathlib
+import sys
+import time
+
+import keras
+import matplotlib
+import numpy as np
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import app, flags
+
+import keras_adam
+from keras_adam.optimizer import SPARSE_UPDATES
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FLAGS = flags.FLAGS
+
+HOME = "http://ai.stanford.edu/~amaas/data/sentiment/"
+
+OPTIMIZERS = {
+    "keras_adam.Adam": keras_adam.Adam,
+    "keras_adam.AdaMax": keras_adam.AdaMax,
+    "keras.Adam": keras.optimizers.Adam,
+    "keras.Adamax": keras.optimizers.Adamax,
+    "keras.SGD": keras.optimizers.SGD,
+    "keras.RMSprop": keras.optimizers.RMSprop,
+    "keras.Adagrad": keras.optimizers.Adagrad,
+    "keras.Adadelta": keras.optimizers.Adadelta,
+}
+JIT = {"auto": "auto", "true": True, "false": False}
+
+# Texts (bytes) or ids, and labels.
+Examples = tuple[np.ndarray, np.ndarray]
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+    """Not at import: another example may import this one and have a --seed too."""
+    to = {"flag_values": values}
+    flags.DEFINE_enum("optimizer", "keras_adam.Adam", list(OPTIMIZERS), "Which.", **to)
+    flags.DEFINE_float("learning_rate", None, "None: the optimizer's default.", **to)
+    flags.DEFINE_enum(
+        "sparse_updates",
+        None,
+        list(SPARSE_UPDATES),
+        "Of keras_adam's optimizers only. None: the optimizer's default.",
+        **to,
+    )
+    flags.DEFINE_integer("epochs", 10, "Passes over the training reviews.", 1, **to)
+    flags.DEFINE_integer("batch_size", 128, "Reviews a step.", 1, **to)
+    flags.DEFINE_integer("vocabulary", 20_000, "Rows of the table.", 3, **to)
+    flags.DEFINE_integer("sequence_length", 400, "Words read of a review.", 1, **to)
+    flags.DEFINE_integer(
+        "limit", None, "Reviews to train on, and to test on. None or 0: all.", 0, **to
+    )
+    flags.DEFINE_enum("jit", "auto", list(JIT), "jit_compile of model.compile.", **to)
+    flags.DEFINE_integer("seed", 0, "Of weights, batches and dropout.", **to)
+    flags.DEFINE_string("output", "results", "Folder for table and picture.", **to)
+
+
+def load(limit: int | None = None) -> tuple[Examples, Examples]:
+    """The texts and labels of the training and of the test reviews."""
+    what = {"name": "imdb_reviews", "split": ["train", "test"], "as_supervised": True}
+    try:
+        try:
+            splits = tfds.load(**what, download=False)
+        except AssertionError:  # not there
+            # Without a network the download tries again for minutes.
+            requests.head(HOME, timeout=10)
+            splits = tfds.load(**what)
+    except (ImportError, OSError, tf.errors.OpError, tfds.download.DownloadError) as e:
+        sys.exit(
+            f"Cannot load imdb_reviews: {e}\n\n"
+            'Install what the examples need with pip install ".[examples]"; then '
+            "run once with a network, which downloads the reviews to "
+            "~/tensorflow_datasets, or set TFDS_DATA_DIR to a folder in which "
+            "TensorFlow Datasets has prepared imdb_reviews before."
+        )
+    return tuple(arrays(split.take(limit or -1)) for split in splits)
+
+
+def arrays(dataset: tf.data.Dataset) -> Examples:
+    texts, labels = zip(*dataset.as_numpy_iterator())
+    return np.array(texts, object), np.array(labels, np.float32)
+
+
+def vectorize(
+    train: np.ndarray, test: np.ndarray, vocabulary: int, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of each text's first words; 0 pads, 1 is a word not in the table.
+
+    The vocabulary is the training texts' most frequent words.
+    """
+    layer = keras.layers.TextVectorization(
+        max_tokens=vocabulary, output_sequence_length=sequence_length
+    )
+    layer.adapt(train, batch_size=1024)
+    return tuple(layer(texts).numpy().astype(np.int32) for texts in (train, test))
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: float | None = None,
+    sparse_updates: str | None = None,
+) -> keras.optimizers.Optimizer:
+    """The optimizer of that name; what is None stays at its default."""
+    if sparse_updates is not None and not name.startswith("keras_adam."):
+        raise app.UsageError(
+            f"--sparse_updates is an option of keras_adam's optimizers; {name} has "
+            "no such choice. Leave it out, or choose another --optimizer."
+        )
+    given = {"learning_rate": learning_rate, "sparse_updates": sparse_updates}
+    return OPTIMIZERS[name](**{k: v for k, v in given.items() if v is not None})
+
+
+def make_model(vocabulary: int, width: int = 64) -> keras.Model:
+    """The probability that a review is good, from its words' mean embedding."""
+    return keras.Sequential(
+        [
+            keras.Input([None], dtype="int32"),
+            # With the mask the mean is over the words and not over the padding.
+            keras.layers.Embedding(vocabulary, width, mask_zero=True),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds of each epoch's training, without its test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch, logs=None) -> None:
+        self._start = time.perf_counter()
+
+    def on_test_begin(self, logs=None) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def write(history: dict[str, list[float]], folder: pathlib.Path, title: str) -> None:
+    """A row an epoch in imdb_embedding.csv, a curve a column in the .png."""
+    epochs = range(1, len(history["loss"]) + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "imdb_embedding.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["epoch", *history])
+        table.writerows(zip(epochs, *history.values()))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for panel, name in zip(panels, ("loss", "accuracy")):
+        panel.plot(epochs, history[name], marker=".", label="training")
+        panel.plot(epochs, history[f"val_{name}"], marker=".", label="test")
+        panel.set(xlabel="epoch", ylabel=name)
+        panel.legend()
+    figure.suptitle(title)
+    figure.savefig(folder / "imdb_embedding.png", dpi=120)
+    plt.close(figure)
+
+
+def main(_) -> None:
+    keras.utils.set_random_seed(FLAGS.seed)
+    optimizer = make_optimizer(
+        FLAGS.optimizer, FLAGS.learning_rate, FLAGS.sparse_updates
+    )
+    (texts, labels), (test_texts, test_labels) = load(FLAGS.limit)
+    ids, test_ids = vectorize(
+        texts, test_texts, FLAGS.vocabulary, FLAGS.sequence_length
+    )
+    model = make_model(FLAGS.vocabulary)
+    model.compile(
+        optimizer=optimizer,
+        loss="binary_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=JIT[FLAGS.jit],
+    )
+    clock = Clock()
+    history = model.fit(
+        ids,
+        labels,
+        batch_size=FLAGS.batch_size,
+        epochs=FLAGS.epochs,
+        validation_data=(test_ids, test_labels),
+        callbacks=[clock],
+        verbose=2,
+    ).history
+    history["seconds"] = clock.seconds
+    folder = pathlib.Path(FLAGS.output)
+    write(history, folder, f"IMDB reviews, {FLAGS.optimizer}")
+    print(f"Test accuracy {history['val_accuracy'][-1]:.4f}")
+    print(f"Every epoch: {folder / 'imdb_embedding.csv'} and .png")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
