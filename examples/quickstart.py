@@ -18,6 +18,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import collections
+import itertools
 import pathlib
 import re
 import sysconfig
@@ -80,7 +81,7 @@ def make_data(rng: np.random.Generator) -> tuple[tuple, tuple, int]:
     files = read_identifiers()
     rng.shuffle(files)
     words = [word for file in files for word in file]
-    pairs = [f"{a} {b}" for a, b in zip(words, words[1:])]
+    pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
     # Words and pairs share a table: their numbers are ranks among both.
     both = number(words + pairs, ROWS)
     singles, doubles = both[: len(words)], both[len(words) :]

@@ -1,0 +1,50 @@
+"""Rules of the house."""
+
+import ast
+import pathlib
+
+import pytest
+
+import keras_adam
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "keras_adam").glob("*.py"))
+SOURCES = sorted(
+    p for d in ("keras_adam", "examples", "tests") for p in (ROOT / d).rglob("*.py")
+)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_no_private_imports(path):
+    for module in imports(path):
+        assert not module.startswith(("tensorflow.python", "keras.src")), module
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.name)
+def test_one_file_knows_keras_internals(path):
+    """Only optimizer.py calls what Keras's base optimizer keeps to itself."""
+    internals = ("_backend_", "_clip_gradients", "_use_weight_decay", "_iterations")
+    if path.name != "optimizer.py":
+        assert not [name for name in internals if name in path.read_text()]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.name)
+def test_rules_know_neither_keras_nor_variables(path):
+    """update.py and rows.py are about tensors and tf.Variables alone."""
+    if path.name in ("update.py", "rows.py"):
+        assert "keras" not in {m.split(".")[0] for m in imports(path)}
+
+
+def test_public_names_have_docstrings():
+    for name in keras_adam.__all__:
+        doc = getattr(keras_adam, name).__doc__
+        for part in ("Args:", "Raises:", "Source:"):
+            assert part in doc, name

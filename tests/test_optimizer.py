@@ -1,0 +1,382 @@
+"""A good Keras citizen: saving, callbacks, mixed precision, errors, retraces."""
+
+import json
+import warnings
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import Halving
+
+import keras_adam
+
+CLASSES = pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
+MODES = pytest.mark.parametrize("mode", cases.MODES)
+JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+
+keras.saving.register_keras_serializable(package="tests")(Halving)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def falling_beta(step):
+    return 0.9 * 0.5 ** keras.ops.cast(step, "float32")
+
+
+def make_model(dtype=None):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input([4], dtype="int32"),
+            keras.layers.Embedding(20, 8, dtype=dtype),
+            keras.layers.GlobalAveragePooling1D(dtype=dtype),
+            keras.layers.Dense(1, dtype=dtype),
+        ]
+    )
+
+
+def make_data(n=48):
+    """Ids, and the mean of a number each id stands for."""
+    rng = np.random.default_rng(0)
+    meaning = rng.standard_normal((20, 1)).astype(np.float32)
+    ids = rng.integers(0, 20, (n, 4))
+    return ids, meaning[ids].mean(axis=1)
+
+
+def compiled(optimizer, jit=False, dtype=None, **kwargs):
+    model = make_model(dtype)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=jit, **kwargs)
+    return model
+
+
+def fit(model, epochs=1, **kwargs):
+    return model.fit(
+        *make_data(), batch_size=8, epochs=epochs, shuffle=False, verbose=0, **kwargs
+    )
+
+
+def assert_same(model, other):
+    for a, b in zip(
+        model.get_weights() + [v.numpy() for v in model.optimizer.variables],
+        other.get_weights() + [v.numpy() for v in other.optimizer.variables],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+CONFIGS = {
+    "adam": lambda: keras_adam.Adam(),
+    "adam_all": lambda: keras_adam.Adam(
+        learning_rate=0.01,
+        beta_1=0.8,
+        beta_2=0.95,
+        epsilon=1e-5,
+        sparse_updates="dense",
+        epsilon_hat=True,
+        bias_correction=False,
+        amsgrad=True,
+        weight_decay=0.1,
+        clipnorm=1.0,
+        name="mine",
+    ),
+    "adam_schedules": lambda: keras_adam.Adam(
+        keras.optimizers.schedules.CosineDecay(0.1, 100), beta_1=Halving(0.75)
+    ),
+    "adam_callable_beta": lambda: keras_adam.Adam(beta_1=falling_beta),
+    "adam_options": lambda: keras_adam.Adam(
+        0.01, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
+    ),
+    "adamax": lambda: keras_adam.AdaMax(0.01, beta_2=0.9, global_clipnorm=1.0),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config(name):
+    optimizer = CONFIGS[name]()
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(optimizer)))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is type(optimizer)
+    # Keras keeps a rate in float32.
+    assert copy.get_config() == optimizer.get_config()
+    assert keras.optimizers.get(keras.optimizers.serialize(optimizer)).name == (
+        optimizer.name
+    )
+    assert type(optimizer).from_config(config["config"]).beta_2 == optimizer.beta_2
+
+
+@JIT
+@pytest.mark.parametrize("how", ["keras", "weights", "checkpoint"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_round_trip_continues_bit_for_bit(tmp_path, name, how, jit):
+    model = compiled(CONFIGS[name](), jit)
+    fit(model)
+    if how == "keras":
+        model.save(tmp_path / "model.keras")
+        copy = keras.models.load_model(tmp_path / "model.keras")
+        assert type(copy.optimizer) is type(model.optimizer)
+        copy.jit_compile = jit
+    else:
+        copy = compiled(CONFIGS[name](), jit)
+        copy.optimizer.build(copy.trainable_variables)
+        if how == "weights":
+            model.save_weights(tmp_path / "model.weights.h5")
+            copy.load_weights(tmp_path / "model.weights.h5")
+        else:
+            path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(
+                str(tmp_path / "checkpoint")
+            )
+            tf.train.Checkpoint(model=copy, optimizer=copy.optimizer).restore(
+                path
+            ).assert_existing_objects_matched()
+    assert_same(model, copy)
+    fit(model, 2)
+    fit(copy, 2)
+    assert_same(model, copy)
+
+
+def test_what_is_saved_is_what_keras_saves(tmp_path):
+    """The memory that rows work in is not among it."""
+    saved = []
+    for i, cls in enumerate((keras.optimizers.Adam, keras_adam.Adam)):
+        model = compiled(cls(), jit=True)
+        fit(model)
+        path = tf.train.Checkpoint(model.optimizer).save(str(tmp_path / str(i)))
+        saved.append(
+            sorted(
+                shape
+                for key, shape in tf.train.list_variables(path)
+                if key.endswith("VARIABLE_VALUE")
+            )
+        )
+    assert saved[0] == saved[1]
+
+
+def test_keras_adam_state_has_the_same_places():
+    """So that a saved state of keras.optimizers.Adam loads, position by position."""
+    shapes = []
+    for cls in (keras.optimizers.Adam, keras_adam.Adam):
+        optimizer = cls(amsgrad=True, use_ema=True)
+        optimizer.build(make_model().trainable_variables)
+        shapes.append(
+            [(v.name.split("_")[-1], v.shape, v.dtype) for v in optimizer.variables]
+        )
+    assert shapes[0] == shapes[1]
+
+
+@JIT
+@CLASSES
+def test_dense_parity_with_keras(cls, jit):
+    """epsilon=1e-7, epsilon_hat=True is what keras.optimizers.Adam computes."""
+    theirs, ours = keras.optimizers.Adamax(0.01, epsilon=1e-30), cls(0.01)
+    if cls is keras_adam.Adam:
+        theirs = keras.optimizers.Adam(0.01, epsilon=1e-7)
+        ours = cls(0.01, epsilon=1e-7, epsilon_hat=True)
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((6, 5)).astype(np.float32)
+    gs = rng.standard_normal((100, 6, 5)) * 10.0 ** rng.uniform(-8, 1, (6, 5))
+    weights = []
+    for optimizer in (theirs, ours):
+        variable = keras.Variable(first)
+        optimizer.build([variable])
+
+        apply = tf.function(optimizer.apply, jit_compile=jit)
+        for g in gs:
+            apply([tf.constant(g, tf.float32)])
+        weights.append(variable.numpy())
+    np.testing.assert_allclose(*weights, rtol=1e-5, atol=5e-6)
+
+
+@JIT
+@MODES
+@CLASSES
+def test_fit_learns_and_traces_once(cls, mode, jit):
+    traces = []
+
+    class Counted(cls):
+        def _scalars(self, step):
+            traces.append(step)
+            return super()._scalars(step)
+
+    model = compiled(Counted(0.05, sparse_updates=mode), jit)
+    before = model.evaluate(*make_data(), verbose=0)
+    fit(model)
+    n = len(traces)
+    fit(model, 30)
+    assert len(traces) == n
+    assert model.evaluate(*make_data(), verbose=0) < 0.3 * before
+
+
+@JIT
+@MODES
+def test_mixed_float16(mode, jit):
+    """A LossScaleOptimizer, its scale, and its skipping of what overflows."""
+    optimizer = keras_adam.Adam(0.05, sparse_updates=mode)
+    model = compiled(optimizer, jit, dtype="mixed_float16")
+    scaled = model.optimizer
+    if not isinstance(scaled, keras.optimizers.LossScaleOptimizer):
+        scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(optimizer=scaled, loss="mse", jit_compile=jit)
+    before = model.evaluate(*make_data(), verbose=0)
+    fit(model, 30)
+    assert model.evaluate(*make_data(), verbose=0) < 0.3 * before
+
+    weights = model.get_weights()
+    x, y = make_data(8)
+    scale = float(scaled.dynamic_scale.numpy())
+    model.train_on_batch(x, y * np.inf)
+    for a, b in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(scaled.dynamic_scale.numpy()) == scale / 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@JIT
+@CLASSES
+def test_half_precision_models_learn(cls, dtype, jit):
+    model = compiled(cls(0.05), jit, dtype=dtype)
+    assert model.layers[0].embeddings.dtype == dtype
+    before = model.evaluate(*make_data(), verbose=0)
+    fit(model, 30)
+    assert model.evaluate(*make_data(), verbose=0) < 0.5 * before
+
+
+@JIT
+def test_reduce_lr_on_plateau(jit):
+    model = compiled(keras_adam.Adam(0.5), jit)
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss", factor=0.5, patience=1, min_delta=1e9
+    )
+    history = fit(model, 4, callbacks=[plateau]).history
+    assert history["learning_rate"] == [0.5, 0.5, 0.25, 0.125]
+    model.optimizer.learning_rate = 0.0
+    weights = model.get_weights()
+    fit(model)
+    for a, b in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_use_ema_ends_with_the_average():
+    model = compiled(keras_adam.Adam(0.1, use_ema=True, ema_momentum=0.5))
+    fit(model, 2)
+    for v, average in zip(
+        model.trainable_variables,
+        model.optimizer._model_variables_moving_average,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(v.numpy(), average.numpy())
+
+
+def test_constraint():
+    model = make_model()
+    model.layers[0].embeddings_constraint = None
+    table = model.layers[0].embeddings
+    table.constraint = keras.constraints.NonNeg()
+    model.compile(optimizer=keras_adam.Adam(0.1), loss="mse")
+    fit(model)
+    assert table.numpy().min() == 0
+
+
+def test_run_eagerly():
+    weights = []
+    for eagerly in (False, True):
+        model = compiled(keras_adam.Adam(0.1), run_eagerly=eagerly)
+        fit(model)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_shared_table_and_scalar():
+    """One table read twice, and a weight without a shape."""
+
+    class Scale(keras.layers.Layer):
+        def build(self, _):
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    keras.utils.set_random_seed(0)
+    table = keras.layers.Embedding(20, 8)
+    a, b = keras.Input([2], dtype="int32"), keras.Input([3], dtype="int32")
+    flat = keras.layers.Flatten()
+    x = keras.layers.Concatenate()([flat(table(a)), flat(table(b))])
+    model = keras.Model([a, b], Scale()(keras.layers.Dense(1)(x)))
+    model.compile(optimizer=keras_adam.Adam(0.05), loss="mse")
+    ids, y = make_data()
+    x = [ids[:, :2], ids[:, 1:]]
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, epochs=40, batch_size=8, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < 0.3 * before
+
+
+def test_overwrite_with_gradient():
+    """Keras gives such a variable no slots and writes its gradient into it."""
+    table = keras.Variable(np.ones((5, 2), np.float32))
+    other = keras.Variable(np.zeros(3, np.float32))
+    other.overwrite_with_gradient = True
+    optimizer = keras_adam.Adam(0.1, amsgrad=True, use_ema=True)
+    optimizer.build([other, table])
+    slices = tf.IndexedSlices(tf.ones((2, 2)), tf.constant([1, 1]), tf.constant([5, 2]))
+    optimizer.apply([tf.constant([1.0, 2.0, 3.0]), slices], [other, table])
+    optimizer.finalize_variable_values([other, table])
+    np.testing.assert_array_equal(other.numpy(), [1, 2, 3])
+    np.testing.assert_allclose(table.numpy()[1], 0.9, rtol=1e-6)
+
+
+def test_mixed_micro_steps_lose_nothing():
+    """Within one accumulated step, slices and a dense gradient of one table."""
+    optimizer = keras_adam.Adam(0.1, beta_1=0.0, gradient_accumulation_steps=2)
+    table = keras.Variable(np.ones((3, 1), np.float32))
+    optimizer.build([table])
+    optimizer.apply([tf.constant([[1.0], [0.0], [2.0]])], [table])
+    slices = tf.IndexedSlices(tf.ones((1, 1)), tf.constant([1]), tf.constant([3, 1]))
+    optimizer.apply([slices], [table])
+    np.testing.assert_allclose(table.numpy(), np.full((3, 1), 0.9), rtol=1e-6)
+    optimizer.apply([slices], [table])
+    optimizer.apply([slices], [table])
+    np.testing.assert_allclose(table.numpy()[::2], np.full((2, 1), 0.9), rtol=1e-6)
+
+
+BAD = {
+    "rate": ({"learning_rate": -0.1}, "learning_rate.*-0.1"),
+    "beta_1": ({"beta_1": 1.0}, r"beta_1.*\[0, 1\).*1.0"),
+    "beta_1_nan": ({"beta_1": float("nan")}, "beta_1.*nan"),
+    "beta_2": ({"beta_2": -0.5}, r"beta_2.*\[0, 1\).*-0.5"),
+    "sparse_updates": ({"sparse_updates": "lzy"}, "sparse_updates.*lazy.*lzy"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@CLASSES
+def test_bad_arguments(cls, name):
+    kwargs, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        cls(**kwargs)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1e-8, float("nan")])
+def test_bad_epsilon(epsilon):
+    with pytest.raises(ValueError, match=f"epsilon.*{epsilon}.*1e-8"):
+        keras_adam.Adam(epsilon=epsilon)
+
+
+@CLASSES
+def test_exact_is_not_there_yet(cls):
+    with pytest.raises(NotImplementedError, match=r"exact.*not there yet.*lazy"):
+        cls(sparse_updates="exact")
+
+
+@CLASSES
+def test_only_float_variables(cls):
+    with pytest.raises(ValueError, match=r"counts.*int32.*trainable=False"):
+        cls().build([keras.Variable([1, 2], dtype="int32", name="counts")])
+
+
+def test_import_and_fit_warn_of_nothing():
+    model = compiled(keras_adam.Adam())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        fit(model)

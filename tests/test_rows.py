@@ -1,0 +1,110 @@
+"""Row updates cost what the batch touches, and copy no table."""
+
+import re
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_adam
+from keras_adam import rows
+
+LARGE, SMALL, WIDTH, IDS = 1_000_000, 10_000, 16, 256
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_sum_repeats(jit):
+    table = tf.Variable(tf.zeros((9, 2)))
+    places = rows.Workspace(table, copies=0).places
+    ids = tf.constant([3, 0, 3, 8, 3, 0], tf.int64)
+    values = tf.reshape(tf.range(12.0), (6, 2))
+
+    @tf.function(jit_compile=jit)
+    def sum_repeats(values, ids):
+        return rows.sum_repeats(values, ids, places)
+
+    for _ in range(2):  # the second time with what the first left behind
+        summed = sum_repeats(values, ids)
+    found = {
+        int(i): v.tolist() for i, v in zip(summed.ids.numpy(), summed.values.numpy())
+    }
+    left_over = found.pop(9, None)
+    assert found == {0: [12.0, 14.0], 3: [12.0, 15.0], 8: [6.0, 7.0]}
+    assert left_over == ([0.0, 0.0] if jit else None)
+
+
+def test_ids_outside_the_table_touch_nothing_under_xla():
+    """In graph mode TensorFlow raises; under XLA nothing can."""
+    table = keras.Variable(np.ones((4, 2), np.float32))
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build([table])
+    shape = tf.constant([4, 2])
+
+    def apply(ids):
+        optimizer.apply([tf.IndexedSlices(tf.ones((3, 2)), ids, shape)], [table])
+
+    tf.function(apply, jit_compile=True)(tf.constant([1, 7, -1]))
+    np.testing.assert_allclose(table.numpy()[1], 0.9, rtol=1e-6)
+    np.testing.assert_array_equal(table.numpy()[[0, 2, 3]], 1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="7"):
+        tf.function(apply)(tf.constant([1, 7, -1]))
+
+
+def train_step(vocabulary, jit):
+    """A whole step of a model with the stock Embedding layer."""
+    model = keras.Sequential(
+        [
+            keras.layers.Embedding(vocabulary, WIDTH),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(optimizer=keras_adam.Adam(), loss="mse", jit_compile=jit)
+    x = np.random.default_rng(0).integers(0, SMALL, (IDS // 8, 8))
+    y = np.zeros((len(x), 1), np.float32)
+    model.train_on_batch(x, y)
+    iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+
+    def step():
+        return model.train_function(iterator)
+
+    return step
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_time_does_not_grow_with_the_table(jit):
+    """100 times the rows; one copy of the table alone would take 10 times as long."""
+    steps = {v: train_step(v, jit) for v in (SMALL, LARGE)}
+    times = {v: [] for v in steps}
+    for _ in range(60):
+        for v, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[v].append(time.perf_counter() - start)
+    small, large = (np.median(times[v][10:]) for v in (SMALL, LARGE))
+    assert large < 3 * small + 5e-4
+
+
+@pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
+def test_no_table_sized_work_under_xla(cls):
+    optimizer = cls()
+    table = keras.Variable(np.ones((LARGE, WIDTH), np.float32))
+    optimizer.build([table])
+
+    @tf.function(jit_compile=True)
+    def apply(values, ids):
+        slices = tf.IndexedSlices(values, ids, tf.constant([LARGE, WIDTH]))
+        optimizer.apply([slices], [table])
+
+    args = tf.ones((IDS, WIDTH)), tf.range(IDS)
+    hlo = apply.experimental_get_compiler_ir(*args)(stage="optimized_hlo")
+    entry = hlo[hlo.index("ENTRY") :]
+    sized = re.findall(rf"= \w+\[{LARGE}\S* (\w+)\(.*", entry)
+    # Parameters, and scatters in place: places, theta and two states.
+    assert sized.count("parameter") == 4
+    rest = [op for op in sized if op != "parameter"]
+    assert len(rest) == 4 and set(rest) <= {"fusion", "scatter"}, rest
+    aliased = hlo.splitlines()[0]
+    assert aliased.count("may-alias") + aliased.count("must-alias") >= 4
