@@ -100,11 +100,11 @@ def test_no_table_sized_work_under_xla(cls):
 
     args = tf.ones((IDS, WIDTH)), tf.range(IDS)
     hlo = apply.experimental_get_compiler_ir(*args)(stage="optimized_hlo")
-    entry = hlo[hlo.index("ENTRY") :]
-    sized = re.findall(rf"= \w+\[{LARGE}\S* (\w+)\(.*", entry)
-    # Parameters, and scatters in place: places, theta and two states.
-    assert sized.count("parameter") == 4
-    rest = [op for op in sized if op != "parameter"]
-    assert len(rest) == 4 and set(rest) <= {"fusion", "scatter"}, rest
+    sized = set(re.findall(rf"= \w+\[{LARGE}\S* ([\w-]+)\(", hlo))
+    # Ways to pass a buffer on and to write some of its rows; nothing that writes
+    # it whole, such as copy, add, select or broadcast. (A scatter becomes a loop
+    # of dynamic-update-slice in some versions of XLA.)
+    passed = {"parameter", "get-tuple-element", "bitcast", "fusion"}
+    assert sized <= passed | {"scatter", "dynamic-update-slice"}
     aliased = hlo.splitlines()[0]
     assert aliased.count("may-alias") + aliased.count("must-alias") >= 4

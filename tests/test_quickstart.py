@@ -1,0 +1,41 @@
+"""The quickstart and the benchmarks run from end to end, in a few steps."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(tmp_path, script, *args):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart(tmp_path):
+    out = run(tmp_path, "quickstart.py", "--steps=4", "--width=8")
+    rows = dict(
+        re.findall(r"^(keras\S+\.Adam) +[\d.]+ +[\d.]+x +([\d.]+)$", out, re.MULTILINE)
+    )
+    assert rows.keys() == {"keras.optimizers.Adam", "keras_adam.Adam"}
+    for loss in rows.values():
+        assert 1.0 < float(loss) < 3.0  # 16 candidates: log(16) = 2.77 untrained
+    assert (tmp_path / "results/quickstart.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("script", ["rows.py", "dense.py"])
+def test_benchmarks(tmp_path, script):
+    out = run(tmp_path, f"benchmarks/{script}", "--rounds=1", "--scale=0.001")
+    assert out.count("keras_adam.Adam") >= 2
