@@ -170,7 +170,8 @@ def train(optimizer, model, weights, data, held_out) -> dict:
 def plot(results: dict[str, dict], path: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, result in results.items():
-        smooth = np.convolve(result["losses"], np.ones(20) / 20, "valid")
+        window = min(20, len(result["losses"]))
+        smooth = np.convolve(result["losses"], np.ones(window) / window, "valid")
         axes.plot(result["seconds"][-len(smooth) :], smooth, label=name)
     axes.set(xscale="log", xlabel="seconds of training", ylabel="training loss")
     axes.set_title("Same model, weights, batches and learning rate")
