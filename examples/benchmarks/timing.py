@@ -9,7 +9,7 @@ import numpy as np
 
 
 def medians(
-    contenders: dict[str, Callable[[], object]], rounds: int, calls: int = 10
+    contenders: dict[str, Callable[[], object]], rounds: int, calls: int = 30
 ) -> dict[str, float]:
     """Milliseconds a call: the median over all rounds.
 
@@ -20,7 +20,7 @@ def medians(
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            for i in range(-3, calls):
+            for i in range(-5, calls):
                 start = time.perf_counter()
                 call()
                 if i >= 0:
