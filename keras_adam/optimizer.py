@@ -5,6 +5,7 @@ The only file that knows the internals of Keras's optimizers.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,14 @@ import tensorflow as tf
 
 from keras_adam import rows
 from keras_adam.rows import Rows
-from keras_adam.update import Rule, Step, one_minus_power, takes_kernel, update
+from keras_adam.update import (
+    Rule,
+    Step,
+    compile_assign,
+    one_minus_power,
+    takes_kernel,
+    update,
+)
 
 SPARSE_UPDATES = ("lazy", "dense")
 
@@ -126,11 +134,14 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 )
         super().build(variables)
         # A plain object keeps Keras and TensorFlow from saving what it holds.
-        self._workspaces = _Untracked(
-            rows.Workspace(_native(v), copies=self._state_size() + 1)
-            if len(v.shape)
-            else None
-            for v in variables
+        self._untracked = types.SimpleNamespace(
+            workspaces=[
+                rows.Workspace(_native(v), copies=self._state_size() + 1)
+                if len(v.shape)
+                else None
+                for v in variables
+            ],
+            compiled=compile_assign(),
         )
         if callable(self.beta_1):
             dtypes = {state_dtype(v.dtype) for v in variables}
@@ -170,7 +181,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         values = tf.cast(g.values, dtype)
         if self.sparse_updates == "dense":
             return tf.math.unsorted_segment_sum(values, g.indices, variable.shape[0])
-        workspace = self._workspaces.items[self._get_variable_index(variable)]
+        workspace = self._untracked.workspaces[self._get_variable_index(variable)]
         return rows.sum_repeats(values, g.indices, workspace.places)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
@@ -274,9 +285,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
             kwargs = {
                 "rule": self.rule,
                 "kernel": self._kernel if kernel else None,
-                "copies": self._workspaces.items[i].copies
+                "copies": self._untracked.workspaces[i].copies
                 if isinstance(g, Rows)
                 else [],
+                "compiled": self._untracked.compiled,
             }
             updates.append((_native(variable), (g, state, s, decay), kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
@@ -330,11 +342,6 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 config["beta_1"], custom_objects=custom_objects
             )
         return super().from_config(config, custom_objects=custom_objects)
-
-
-class _Untracked:
-    def __init__(self, items: Any) -> None:
-        self.items = list(items)
 
 
 def _native(variable: Any) -> Any:

@@ -57,6 +57,7 @@ def update(
     rule: Rule,
     kernel: Callable[..., None] | None,
     copies: Sequence[tf.Variable],
+    compiled: Callable[..., None],
 ) -> None:
     """Takes one step on a variable, or on some of its rows, in place.
 
@@ -69,6 +70,7 @@ def update(
         rule: What to compute.
         kernel: A kernel that computes it, if `takes_kernel`.
         copies: For `Rows` and a kernel: `Workspace.copies`.
+        compiled: From `compile_assign`.
     """
     tables = [variable, *state]
     if isinstance(g, Rows):
@@ -92,7 +94,7 @@ def update(
     elif rows.in_xla():
         _assign(rule, tables, g, scalars, decay)
     else:
-        _assign_compiled(rule, tables, g, scalars, decay)
+        compiled(rule, tables, g, scalars, decay)
 
 
 def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
@@ -111,4 +113,9 @@ def _assign(rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any) -> None:
         x.assign(tf.cast(value, x.dtype))
 
 
-_assign_compiled = tf.function(_assign, jit_compile=True)
+def compile_assign() -> Any:
+    """The rule over whole variables as one fusion each, for outside XLA.
+
+    Not one for all optimizers: a trace does not outlive the variables it saw.
+    """
+    return tf.function(_assign, jit_compile=True)

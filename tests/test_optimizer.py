@@ -1,5 +1,6 @@
 """A good Keras citizen: saving, callbacks, mixed precision, errors, retraces."""
 
+import gc
 import json
 import warnings
 
@@ -254,6 +255,14 @@ def test_reduce_lr_on_plateau(jit):
     fit(model)
     for a, b in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_second_model_after_the_first_is_gone():
+    for _ in range(2):
+        model = compiled(keras_adam.Adam(amsgrad=True, sparse_updates="dense"))
+        fit(model)
+        del model
+        gc.collect()
 
 
 def test_use_ema_ends_with_the_average():
