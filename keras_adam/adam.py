@@ -58,7 +58,7 @@ class Adam(optimizer.RowOptimizer):
             a callable of the step, counted from 0. With a schedule the first
             correction is 1 - prod(beta_1,i) (section 4).
         beta_2: Decay rate of v, in [0, 1).
-        epsilon: Above 0. Algorithm 1's epsilon, added to sqrt(v_hat). (Keras's
+        epsilon: At least 1e-30. Algorithm 1's epsilon, added to sqrt(v_hat). (Keras's
             Adam has the other one: see `epsilon_hat`.)
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
             gives; repeated ids are summed first in each.
@@ -70,7 +70,7 @@ class Adam(optimizer.RowOptimizer):
         epsilon_hat: If True, `epsilon` is the paper's epsilon hat (the formula
             before section 2.1), added to sqrt(v) and not to sqrt(v_hat).
             `epsilon=1e-7, epsilon_hat=True` is what `keras.optimizers.Adam`
-            computes.
+            computes for dense gradients of float32 and float64 variables.
         bias_correction: If False, m_hat = m and v_hat = v (figure 4).
         amsgrad: If True, the largest v so far takes the place of v (Reddi et
             al., "On the Convergence of Adam and Beyond").
@@ -80,6 +80,8 @@ class Adam(optimizer.RowOptimizer):
 
     Raises:
         ValueError: An argument is outside its range.
+        NotImplementedError: Several replicas (`tf.distribute`), or
+            `sparse_updates="exact"`.
 
     Source: arXiv 1412.6980, Algorithm 1 and sections 2, 3 and 4.
     """
@@ -100,11 +102,11 @@ class Adam(optimizer.RowOptimizer):
         **base: Any,
     ) -> None:
         super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
-        if not epsilon > 0:
+        if not epsilon >= 1e-30:
             raise ValueError(
-                "`epsilon` must be above 0, or a weight whose gradients were all 0 "
-                f"would become NaN. Received: epsilon={epsilon!r}. Use 1e-8, the "
-                "paper's."
+                "`epsilon` must be above 0, at least 1e-30, or a weight whose "
+                "gradients were all 0 would become NaN. Received: "
+                f"epsilon={epsilon!r}. Use 1e-8, the paper's."
             )
         self.epsilon = epsilon
         self.epsilon_hat = epsilon_hat

@@ -60,6 +60,8 @@ class AdaMax(optimizer.RowOptimizer):
 
     Raises:
         ValueError: An argument is outside its range.
+        NotImplementedError: Several replicas (`tf.distribute`), or
+            `sparse_updates="exact"`.
 
     Source: arXiv 1412.6980, Algorithm 2 and section 7.1.
     """
@@ -113,7 +115,7 @@ class AdaMax(optimizer.RowOptimizer):
             lr=s.alpha,
             beta1=one - s.one_minus_beta_1,
             beta2=s.beta_2,
-            # Where u is 0, so is m; elsewhere this is below u's last digit.
+            # Where u is 0, so is m. Below the last digit of any u above 1e-30.
             epsilon=tf.constant(np.finfo(g.dtype.as_numpy_dtype).tiny, g.dtype),
             grad=g,
         )

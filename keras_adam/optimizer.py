@@ -34,10 +34,10 @@ def state_dtype(dtype: Any) -> str:
 
 
 def check_range(name: str, value: float) -> None:
-    if not 0 <= value < 1:
+    if not 0 <= np.float32(value) < 1:
         raise ValueError(
-            f"`{name}` must be in [0, 1). Received: {name}={value!r}. It is the share "
-            "of the old average that each step keeps."
+            f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
+            "It is the share of the old average that each step keeps."
         )
 
 
@@ -56,8 +56,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `loss_scale_factor`: nothing.
     - `gradient_accumulation_steps`: an accumulator as large as the table. In
       graph mode a micro-step costs its rows, and the last one of a step also a
-      pass over one number a row; under XLA the last one costs the whole table.
-      In lazy mode a step updates the rows its micro-steps touched.
+      pass over the accumulator; under XLA each costs the whole table. In lazy
+      mode a step updates the rows its micro-steps touched.
+    - `keras.optimizers.LossScaleOptimizer` around it: its own search for
+      overflow costs the whole table, and may miss one in a repeated id.
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
       step.
 
@@ -132,6 +134,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
                     "Only variables of a float dtype can be trained. Received: "
                     f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
                 )
+        if self._distribution_strategy.num_replicas_in_sync > 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not train on several replicas yet. "
+                f"Received: {self._distribution_strategy}. Build the model and the "
+                "optimizer outside its scope, or use keras.optimizers.Adam there."
+            )
         super().build(variables)
         # A plain object keeps Keras and TensorFlow from saving what it holds.
         self._untracked = types.SimpleNamespace(
@@ -220,13 +228,16 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 for g, total, mark in zip(grads, sums, marks)
             ]
             self._update(means, variables)
-            for g, total, mark in zip(means, sums, marks):
+            for g, total in zip(means, sums):
                 if isinstance(g, Rows):
                     rows.scatter(total, g.ids, tf.zeros_like(g.values))
-                else:
-                    total.assign(tf.zeros_like(total))
-                if mark is not None:
-                    mark.assign(tf.zeros_like(mark))
+            # What has no gradient now starts anew too, as in Keras.
+            done = {i for i, g in zip(indices, means) if isinstance(g, Rows)}
+            for i, total in enumerate(self._accumulated_gradients):
+                if i not in done:
+                    total.assign(tf.zeros_like(total.value))
+            for mark in self._touched:
+                mark.assign(tf.zeros_like(mark.value))
 
         keras.ops.cond((self._iterations + 1) % steps == 0, step, lambda: None)
 
@@ -273,8 +284,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
         updates = []
         for g, variable in zip(grads, trainable_variables):
             i = self._get_variable_index(variable)
+            native = _native(variable)
             dtype = state_dtype(variable.dtype)
-            decays = self.weight_decay is not None and self._use_weight_decay(variable)
+            decays = self.weight_decay is not None and self._use_weight_decay(native)
             kernel = self._has_kernel() and takes_kernel(g, variable, decays)
             if (dtype, kernel) not in scalars:
                 step = self._step(learning_rate, dtype, kernel)
@@ -290,7 +302,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 else [],
                 "compiled": self._untracked.compiled,
             }
-            updates.append((_native(variable), (g, state, s, decay), kwargs))
+            updates.append((native, (g, state, s, decay), kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
             _update_all, self._distribution_strategy, updates
         )
@@ -303,8 +315,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         ):
             if average is not None:
                 first = keras.ops.equal(self.iterations, 0)
-                keep = tf.where(first, 0.0, self.ema_momentum)
-                keep = tf.cast(keep, average.dtype)
+                momentum = tf.constant(self.ema_momentum, average.dtype)
+                keep = tf.where(first, tf.zeros_like(momentum), momentum)
                 value = tf.cast(_native(variable), average.dtype)
                 average.assign(average * keep + value * (1 - keep))
 

@@ -1,7 +1,7 @@
 """`tf.IndexedSlices` -> distinct rows with summed gradients; gather, scatter.
 
-Every operation costs what the batch touches, never what the table holds, in
-graph mode and under XLA (CPU, GPU, TPU).
+All but `marked` costs what the batch touches, never what the table holds, in
+graph mode and under XLA.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def update(
             rows.scatter(x, g.ids, value)
     elif kernel is not None:
         kernel(variable, g, state, scalars)
-    elif rows.in_xla():
+    elif rows.in_xla() or tf.executing_eagerly():  # eager: to be stepped through
         _assign(rule, tables, g, scalars, decay)
     else:
         compiled(rule, tables, g, scalars, decay)

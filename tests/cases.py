@@ -157,7 +157,10 @@ def stream(pattern, steps, dtype="float32", id_dtype="int32", seed=0):
 
 def train(make, execution, thetas, gradients, before_build=None):
     """Trains with one of ours; returns the optimizer and its variables."""
-    variables = [keras.Variable(x, dtype=x.dtype.name) for x in thetas]
+    variables = []
+    for name, x in zip(("table", "vector"), thetas):
+        with keras.name_scope(f"{'first' if name == 'table' else 'second'}_layer"):
+            variables.append(keras.Variable(x, dtype=x.dtype.name, name=name))
     optimizer = make()
     if before_build:
         before_build(optimizer, variables)

@@ -2,6 +2,9 @@
 
 import gc
 import json
+import pathlib
+import subprocess
+import sys
 import warnings
 
 import cases
@@ -13,6 +16,7 @@ from cases import Halving
 
 import keras_adam
 
+ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
 MODES = pytest.mark.parametrize("mode", cases.MODES)
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
@@ -278,7 +282,6 @@ def test_use_ema_ends_with_the_average():
 
 def test_constraint():
     model = make_model()
-    model.layers[0].embeddings_constraint = None
     table = model.layers[0].embeddings
     table.constraint = keras.constraints.NonNeg()
     model.compile(optimizer=keras_adam.Adam(0.1), loss="mse")
@@ -334,6 +337,52 @@ def test_overwrite_with_gradient():
     np.testing.assert_allclose(table.numpy()[1], 0.9, rtol=1e-6)
 
 
+def test_no_gradient_at_the_last_micro_step_leaves_nothing_behind():
+    """As in Keras, whose accumulators all start anew then."""
+    a, b = (keras.Variable(np.ones(2, np.float32)) for _ in range(2))
+    optimizer = keras_adam.Adam(0.1, beta_1=0.0, gradient_accumulation_steps=2)
+    optimizer.build([a, b])
+    one = tf.ones(2)
+    optimizer.apply([one, one], [a, b])
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([one, None], [a, b])
+    optimizer.apply([one, -one], [a, b])
+    optimizer.apply([one, 0 * one], [a, b])
+    # The mean of -1 and 0 at step 2, v's first.
+    v_hat = 0.001 * 0.5**2 / (1 - 0.999**2)
+    np.testing.assert_allclose(b.numpy(), 1 + 0.1 * 0.5 / np.sqrt(v_hat), rtol=1e-4)
+
+
+def test_several_replicas_are_refused():
+    code = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import keras, keras_adam
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    variable = keras.Variable([1.0])
+    try:
+        keras_adam.Adam().build([variable])
+    except NotImplementedError as error:
+        print(error)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "several replicas" in out.stdout, out.stderr
+
+
+def test_eager_steps_of_many_shapes_do_not_warn(caplog):
+    variables = [keras.Variable(np.ones(n + 1, np.float32)) for n in range(12)]
+    optimizer = keras_adam.Adam(amsgrad=True)
+    optimizer.build(variables)
+    for _ in range(2):
+        optimizer.apply([tf.ones_like(v.value) for v in variables])
+    assert "retracing" not in caplog.text
+
+
 def test_mixed_micro_steps_lose_nothing():
     """Within one accumulated step, slices and a dense gradient of one table."""
     optimizer = keras_adam.Adam(0.1, beta_1=0.0, gradient_accumulation_steps=2)
@@ -351,6 +400,7 @@ def test_mixed_micro_steps_lose_nothing():
 BAD = {
     "rate": ({"learning_rate": -0.1}, "learning_rate.*-0.1"),
     "beta_1": ({"beta_1": 1.0}, r"beta_1.*\[0, 1\).*1.0"),
+    "beta_1_in_float32": ({"beta_1": 1 - 1e-8}, "beta_1.*float32.*0.99999999"),
     "beta_1_nan": ({"beta_1": float("nan")}, "beta_1.*nan"),
     "beta_2": ({"beta_2": -0.5}, r"beta_2.*\[0, 1\).*-0.5"),
     "sparse_updates": ({"sparse_updates": "lzy"}, "sparse_updates.*lazy.*lzy"),
@@ -365,7 +415,7 @@ def test_bad_arguments(cls, name):
         cls(**kwargs)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, -1e-8, float("nan")])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-40, -1e-8, float("nan")])
 def test_bad_epsilon(epsilon):
     with pytest.raises(ValueError, match=f"epsilon.*{epsilon}.*1e-8"):
         keras_adam.Adam(epsilon=epsilon)

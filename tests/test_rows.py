@@ -42,8 +42,11 @@ def test_ids_outside_the_table_touch_nothing_under_xla():
     optimizer.build([table])
     shape = tf.constant([4, 2])
 
+    # Were one of the others' gradients taken for row 1's, it would go up.
+    values = tf.constant([[1.0] * 2, [-5.0] * 2, [-5.0] * 2])
+
     def apply(ids):
-        optimizer.apply([tf.IndexedSlices(tf.ones((3, 2)), ids, shape)], [table])
+        optimizer.apply([tf.IndexedSlices(values, ids, shape)], [table])
 
     tf.function(apply, jit_compile=True)(tf.constant([1, 7, -1]))
     np.testing.assert_allclose(table.numpy()[1], 0.9, rtol=1e-6)
