@@ -46,7 +46,7 @@ CONTEXT = 4  # identifiers read, and one pair of them less
 NEGATIVES = 15
 ROWS = 262_144  # of the table of identifiers and pairs
 TARGETS = 131_072  # of the table of identifiers to tell
-HELD_OUT = 20_000  # positions, from files that training does not see
+HELD_OUT = 20_000  # positions at the end of the text, that training does not see
 
 
 def read_identifiers() -> list[list[str]]:
@@ -98,12 +98,12 @@ def make_data(rng: np.random.Generator) -> tuple[tuple, tuple, int]:
     nexts = targets[CONTEXT:]
     cut = len(nexts) - HELD_OUT
     wanted = FLAGS.steps * FLAGS.batch_size
+    share = np.maximum(np.bincount(nexts[:cut], minlength=TARGETS), 1) ** -0.25
 
     def sample(low: int, high: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         at = rng.choice(np.arange(low, high), n, replace=n > high - low)
         # Negatives come from the text itself, thinned as in word2vec.
         drawn = nexts[rng.integers(0, cut, (n, 2 * NEGATIVES))]
-        share = np.maximum(np.bincount(nexts[:cut], minlength=TARGETS), 1) ** -0.25
         keys = rng.random(drawn.shape) ** (1 / share[drawn])
         best = np.argpartition(-keys, NEGATIVES, axis=1)[:, :NEGATIVES]
         negatives = np.take_along_axis(drawn, best, axis=1)

@@ -56,14 +56,15 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `loss_scale_factor`: nothing.
     - `gradient_accumulation_steps`: an accumulator as large as the table. In
       graph mode a micro-step costs its rows, and the last one of a step also a
-      pass over the accumulator; under XLA each costs the whole table. In lazy
+      pass over one number a row; under XLA each costs the whole table. In lazy
       mode a step updates the rows its micro-steps touched.
     - `keras.optimizers.LossScaleOptimizer` around it: its own search for
       overflow costs the whole table, and may miss one in a repeated id.
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
       step.
 
-    A subclass gives `rule`, `_state`, `_scalars`, `_has_kernel` and `_kernel`.
+    A subclass gives `rule`, `_state`, `_state_size`, `_scalars`, `_has_kernel` and
+    `_kernel`.
     """
 
     rule: Rule

@@ -216,3 +216,24 @@ def check(optimizer, variables, training):
             error = np.abs(ours.numpy() - value)
             bound = 200 * state_eps * np.abs(value) + 8 * state_eps * peak
             assert np.all(error <= bound), (name, error.max(), ours.numpy(), value)
+
+
+def make_model(dtype=None):
+    """A small model around an embedding, the same weights each time."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input([4], dtype="int32"),
+            keras.layers.Embedding(20, 8, dtype=dtype),
+            keras.layers.GlobalAveragePooling1D(dtype=dtype),
+            keras.layers.Dense(1, dtype=dtype),
+        ]
+    )
+
+
+def make_data(n=48):
+    """Ids, and the mean of a number each id stands for."""
+    rng = np.random.default_rng(0)
+    meaning = rng.standard_normal((20, 1)).astype(np.float32)
+    ids = rng.integers(0, 20, (n, 4))
+    return ids, meaning[ids].mean(axis=1)

@@ -4,6 +4,7 @@ Each test runs for both; that Keras fails is asserted too (strict xfail), so a
 release that mends it shows here.
 """
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -81,34 +82,17 @@ def test_clipping_sees_summed_repeats(adam, jit, option):
     np.testing.assert_allclose(1 - table, alpha * g, rtol=1e-3, atol=1e-6)
 
 
-def embedding_model(dtype=None):
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input([4], dtype="int32"),
-            keras.layers.Embedding(20, 8, dtype=dtype),
-            keras.layers.GlobalAveragePooling1D(dtype=dtype),
-            keras.layers.Dense(1, dtype=dtype),
-        ]
-    )
-
-
-def data(n=32):
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 20, (n, 4)), rng.standard_normal((n, 1)).astype(np.float32)
-
-
 @BOTH
 @JIT
 def test_loss_scale_factor(adam, jit):
     """Training with a loss scale is training without."""
     weights = []
     for scale in (None, 1024.0):
-        model = embedding_model()
+        model = cases.make_model()
         # A model that averages a batch's embeddings has repeats in its slices.
         optimizer = adam(0.01, loss_scale_factor=scale)
         model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
-        model.fit(*data(), batch_size=8, shuffle=False, verbose=0)
+        model.fit(*cases.make_data(), batch_size=8, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

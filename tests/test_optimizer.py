@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cases import Halving
+from cases import Halving, make_data, make_model
 
 import keras_adam
 
@@ -27,26 +27,6 @@ keras.saving.register_keras_serializable(package="tests")(Halving)
 @keras.saving.register_keras_serializable(package="tests")
 def falling_beta(step):
     return 0.9 * 0.5 ** keras.ops.cast(step, "float32")
-
-
-def make_model(dtype=None):
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input([4], dtype="int32"),
-            keras.layers.Embedding(20, 8, dtype=dtype),
-            keras.layers.GlobalAveragePooling1D(dtype=dtype),
-            keras.layers.Dense(1, dtype=dtype),
-        ]
-    )
-
-
-def make_data(n=48):
-    """Ids, and the mean of a number each id stands for."""
-    rng = np.random.default_rng(0)
-    meaning = rng.standard_normal((20, 1)).astype(np.float32)
-    ids = rng.integers(0, 20, (n, 4))
-    return ids, meaning[ids].mean(axis=1)
 
 
 def compiled(optimizer, jit=False, dtype=None, **kwargs):
