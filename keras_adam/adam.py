@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_adam import optimizer, update
+from keras_adam import optimizer, tails, update
 
 
 class AdamScalars(NamedTuple):
@@ -33,6 +34,18 @@ def adam(
     v_max = [tf.maximum(x, v) for x in v_max]
     r = tf.sqrt(v_max[0] if v_max else v)
     return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)
+
+
+def settle_adam(
+    plan: tails.Plan, theta: tf.Tensor, state: Sequence[tf.Tensor], owed: tails.Owed
+) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
+    """Rows after the steps that skipped them: `adam` with g = 0, again and again."""
+    m, v, *v_max = state
+    r = tf.sqrt(v_max[0] if v_max else v)
+    if owed.theta is not None:
+        theta = theta * owed.theta
+    theta = theta - tails.tail(owed, m, r, plan.epsilon)
+    return theta, (m * owed.m, v * owed.v, *v_max)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -87,6 +100,7 @@ class Adam(optimizer.RowOptimizer):
     """
 
     rule = staticmethod(adam)
+    settle_rows = staticmethod(settle_adam)
 
     def __init__(
         self,
@@ -137,7 +151,7 @@ class Adam(optimizer.RowOptimizer):
         c_1 = c_2 = tf.ones_like(step.t)
         if self.bias_correction:
             c_1 = step.correction_1
-            c_2 = update.one_minus_power(step.beta_2, step.t)
+            c_2 = tails.one_minus_power(step.beta_2, step.t)
         return AdamScalars(
             alpha=step.alpha * tf.sqrt(c_2) / c_1,
             epsilon=self.epsilon
@@ -145,6 +159,24 @@ class Adam(optimizer.RowOptimizer):
             one_minus_beta_1=step.one_minus_beta_1,
             one_minus_beta_2=tf.constant(1 - step.beta_2, step.t.dtype),
         )
+
+    def _plan(self, beta_1: float) -> tails.Plan:
+        ratio = beta_1
+        if not self.amsgrad:
+            root = math.sqrt(self.beta_2)
+            ratio = beta_1 / root if beta_1 < root else 1.0
+        return tails.Plan(
+            beta_1,
+            self.beta_2,
+            ratio,
+            decays=not self.amsgrad,
+            corrected=self.bias_correction and not self.epsilon_hat,
+            schedule=callable(self.beta_1),
+            epsilon=self.epsilon,
+        )
+
+    def _lead(self, s: AdamScalars) -> tf.Tensor:
+        return s.alpha * (self.epsilon / s.epsilon)
 
     def _has_kernel(self) -> bool:
         # The kernel knows 1 - beta_2 to 5 digits; the correction cancels that.

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adam import optimizer, update
+from keras_adam import optimizer, tails, update
 
 
 class AdaMaxScalars(NamedTuple):
@@ -28,6 +28,18 @@ def adamax(
     m = m + (g - m) * s.one_minus_beta_1
     u = tf.maximum(s.beta_2 * u, tf.abs(g))
     return theta - s.alpha * tf.math.divide_no_nan(m, u), (m, u)
+
+
+def settle_adamax(
+    plan: tails.Plan, theta: tf.Tensor, state: Sequence[tf.Tensor], owed: tails.Owed
+) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
+    """Rows after the steps that skipped them: `adamax` with g = 0, again and again."""
+    m, u = state
+    if owed.theta is not None:
+        theta = theta * owed.theta
+    [[c]] = owed.polynomials
+    theta = theta - c * tf.math.divide_no_nan(m, u)
+    return theta, (m * owed.m, u * owed.v)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -67,6 +79,7 @@ class AdaMax(optimizer.RowOptimizer):
     """
 
     rule = staticmethod(adamax)
+    settle_rows = staticmethod(settle_adamax)
 
     def __init__(
         self,
@@ -98,6 +111,20 @@ class AdaMax(optimizer.RowOptimizer):
             one_minus_beta_1=step.one_minus_beta_1,
             beta_2=tf.constant(step.beta_2, step.t.dtype),
         )
+
+    def _plan(self, beta_1: float) -> tails.Plan:
+        return tails.Plan(
+            beta_1,
+            self.beta_2,
+            ratio=beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.0,
+            growth=1 / self.beta_2 if self.beta_2 else 1.0,
+            decays=False,
+            corrected=False,
+            schedule=callable(self.beta_1),
+        )
+
+    def _lead(self, s: AdaMaxScalars) -> tf.Tensor:
+        return s.alpha
 
     def _has_kernel(self) -> bool:
         return True

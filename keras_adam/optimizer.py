@@ -13,18 +13,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_adam import rows
+from keras_adam import ledger, rows
 from keras_adam.rows import Rows
+from keras_adam.tails import Plan, one_minus_power
 from keras_adam.update import (
     Rule,
     Step,
     compile_assign,
-    one_minus_power,
     takes_kernel,
     update,
+    update_exactly,
 )
 
-SPARSE_UPDATES = ("lazy", "dense")
+SPARSE_UPDATES = ("exact", "lazy", "dense")
 
 
 def state_dtype(dtype: Any) -> str:
@@ -63,11 +64,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
       step.
 
-    A subclass gives `rule`, `_state`, `_state_size`, `_scalars`, `_has_kernel` and
-    `_kernel`.
+    A subclass gives `rule`, `settle_rows`, `_plan`, `_state`, `_state_size`,
+    `_scalars`, `_lead`, `_has_kernel` and `_kernel`.
     """
 
     rule: Rule
+    settle_rows: ledger.Settle
 
     def __init__(
         self,
@@ -85,12 +87,6 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if not callable(beta_1):
             check_range("beta_1", beta_1)
         check_range("beta_2", beta_2)
-        if sparse_updates == "exact":
-            raise NotImplementedError(
-                '`sparse_updates="exact"` (dense Adam\'s trajectory at the cost of '
-                'the rows a batch touches) is not there yet. Use "lazy" for its '
-                'cost or "dense" for its result.'
-            )
         if sparse_updates not in SPARSE_UPDATES:
             raise ValueError(
                 f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
@@ -113,6 +109,14 @@ class RowOptimizer(keras.optimizers.Optimizer):
 
     def _scalars(self, step: Step) -> Any:
         """The rule's last argument."""
+        raise NotImplementedError
+
+    def _plan(self, beta_1: float) -> Plan:
+        """What the tails look like, beta_1 being at most this."""
+        raise NotImplementedError
+
+    def _lead(self, scalars: Any) -> Any:
+        """`tails.advance`'s, of the rule's last argument."""
         raise NotImplementedError
 
     def _has_kernel(self) -> bool:
@@ -151,6 +155,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 for v in variables
             ],
             compiled=compile_assign(),
+            settlers={},
+            by_rows=set(),
+            not_by_rows=set(),
         )
         if callable(self.beta_1):
             dtypes = {state_dtype(v.dtype) for v in variables}
@@ -158,11 +165,52 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 (), dtype=max(dtypes), name="beta_1_correction"
             )
         self._touched = []
-        if self.gradient_accumulation_steps and self.sparse_updates == "lazy":
+        if self.gradient_accumulation_steps and self.sparse_updates != "dense":
             self._touched = [
                 self.add_variable(v.shape[:1], dtype="float32", name="touched")
                 for v in variables
             ]
+
+        self._build_ledger(variables)
+
+    def _build_ledger(self, variables: list[Any]) -> None:
+        """For each variable, when each row was last updated; and what that means."""
+        self._last = [
+            self.add_variable(v.shape[:1], dtype="uint32", name="last_step")
+            if self._mode(v) == "exact" and len(v.shape)
+            else None
+            for v in variables
+        ]
+        owned = [v for v, last in zip(variables, self._last) if last is not None]
+        if not owned:
+            return
+        kinds = {self._decays(v) for v in owned}
+        plan = self._plan(self._largest_beta_1())
+        dtype = max(state_dtype(v.dtype) for v in owned)
+        self._histories = [ledger.History(plan, kind, dtype) for kind in sorted(kinds)]
+        for v in owned:
+            ledger.set_owner(v, self)
+
+    def _mode(self, variable: Any) -> str:
+        """`sparse_updates`, but where something reads the whole table each step."""
+        whole = self.use_ema or getattr(variable, "constraint", None) is not None
+        exact = self.sparse_updates == "exact"
+        return "dense" if exact and whole else self.sparse_updates
+
+    def _decays(self, variable: Any) -> bool:
+        return self.weight_decay is not None and self._use_weight_decay(
+            _native(variable)
+        )
+
+    def _largest_beta_1(self) -> float:
+        """Of a schedule: over steps that lie ever further apart."""
+        if not callable(self.beta_1):
+            return self.beta_1
+        steps = {0, *(round(1.25**k) for k in range(63))}
+        with tf.init_scope():
+            largest = max(float(self.beta_1(tf.constant(k))) for k in steps)
+        check_range("beta_1", largest)
+        return largest
 
     def add_variable(
         self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
@@ -188,10 +236,14 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if not isinstance(g, tf.IndexedSlices):
             return tf.cast(g, dtype)
         values = tf.cast(g.values, dtype)
-        if self.sparse_updates == "dense":
+        mode = self._mode(variable)
+        if mode == "dense":
             return tf.math.unsorted_segment_sum(values, g.indices, variable.shape[0])
+        more = None
+        if mode == "exact":
+            more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
         workspace = self._untracked.workspaces[self._get_variable_index(variable)]
-        return rows.sum_repeats(values, g.indices, workspace.places)
+        return rows.sum_repeats(values, g.indices, workspace.places, more)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         if self.gradient_accumulation_steps:
@@ -281,20 +333,32 @@ class RowOptimizer(keras.optimizers.Optimizer):
     def _backend_update_step(
         self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any
     ) -> None:
+        indices = [self._get_variable_index(v) for v in trainable_variables]
+        for i, g in zip(indices, grads):
+            if isinstance(g, Rows) and self._last[i] is not None:
+                self._note_by_rows(i)
         scalars: dict[Any, Any] = {}
         updates = []
-        for g, variable in zip(grads, trainable_variables):
-            i = self._get_variable_index(variable)
+        for i, g, variable in zip(indices, grads, trainable_variables):
             native = _native(variable)
             dtype = state_dtype(variable.dtype)
-            decays = self.weight_decay is not None and self._use_weight_decay(native)
-            kernel = self._has_kernel() and takes_kernel(g, variable, decays)
+            decays = self._decays(variable)
+            exactly = i in self._untracked.by_rows
+            kernel = (
+                self._has_kernel()
+                and not exactly
+                and takes_kernel(g, variable, decays)
+            )
             if (dtype, kernel) not in scalars:
                 step = self._step(learning_rate, dtype, kernel)
                 scalars[dtype, kernel] = step.alpha, self._scalars(step)
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
-            state = [_native(x) for x in self._state(i)]
+            args = (g, [_native(x) for x in self._state(i)], s, decay)
+            if exactly:
+                kwargs = {"rule": self.rule, "debts": self._debts(i)}
+                updates.append((update_exactly, native, args, kwargs))
+                continue
             kwargs = {
                 "rule": self.rule,
                 "kernel": self._kernel if kernel else None,
@@ -303,10 +367,119 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 else [],
                 "compiled": self._untracked.compiled,
             }
-            updates.append((native, (g, state, s, decay), kwargs))
+            updates.append((update, native, args, kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
             _update_all, self._distribution_strategy, updates
         )
+        self._advance(set(indices), learning_rate)
+
+    # Rows that a step skips: exact mode.
+
+    def _note_by_rows(self, i: int) -> None:
+        """From now on the i-th variable is updated row by row."""
+        variable = self._trainable_variables[i]
+        if ledger.owner(variable) is not self:
+            raise ValueError(
+                f"{variable.path} is trained by two optimizers with "
+                '`sparse_updates="exact"`, of which only the one built last knows '
+                'what its rows owe. Use "lazy" or "dense" in one of them.'
+            )
+        if i in self._untracked.by_rows:
+            return
+        if i in self._untracked.not_by_rows:
+            raise ValueError(
+                f"{variable.path} has a sparse gradient in this step, and had a "
+                "dense one or none in a step that was compiled before, which may "
+                "run again and does not know what its rows owe. Received: "
+                'sparse_updates="exact". Make a new optimizer, or use '
+                'sparse_updates="lazy" or "dense".'
+            )
+        self._untracked.by_rows.add(i)
+        ledger.settle_when_read(variable)
+        with tf.init_scope():
+            last = _native(self._last[i])
+            if tf.reduce_max(last) == 0:  # all steps so far were dense
+                last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
+
+    def _debts(self, i: int) -> ledger.Debts:
+        decays = self._decays(self._trainable_variables[i])
+        [history] = [h for h in self._histories if h.decays == decays]
+        t = tf.cast(self.iterations, tf.int32)
+        return ledger.Debts(history, self.settle_rows, _native(self._last[i]), t)
+
+    def _advance(self, present: set[int], learning_rate: Any) -> None:
+        """Ends a step for the rows that were not in it."""
+        by_rows = self._untracked.by_rows
+        if not tf.executing_eagerly():
+            exact = {i for i, last in enumerate(self._last) if last is not None}
+            self._untracked.not_by_rows |= exact - by_rows
+        t = tf.cast(self.iterations, tf.int32) + 1
+        for i in by_rows - present:
+            # No gradient at all is no step, not one with a gradient of 0.
+            self._settle(i)
+            last = _native(self._last[i])
+            last.assign(tf.fill(last.shape, tf.cast(t, last.dtype)))
+        histories = {id(h): h for h in (self._debts(i).history for i in by_rows)}
+        for history in histories.values():
+            dtype = history.ring.dtype.name
+            step = self._step(learning_rate, dtype, kernel=False)
+            history.advance(
+                t,
+                self._lead(self._scalars(step)),
+                1 - step.one_minus_beta_1 if callable(self.beta_1) else None,
+                step.alpha * self.weight_decay if history.decays else None,
+            )
+
+    def _settle(self, i: int) -> None:
+        settlers = self._untracked.settlers
+        if i not in settlers:
+            table = _native(self._trainable_variables[i])
+            state = [_native(x) for x in self._state(i)]
+            settlers[i] = tf.function(
+                lambda: ledger.settle_table(table, state, self._debts(i)),
+                jit_compile=True,
+            )
+        settlers[i]()
+
+    def settle(self) -> None:
+        """Brings all rows of all tables to date, in one pass over what is behind.
+
+        With `sparse_updates="exact"` a row that no batch has touched for a while
+        stands as it was, and what dense Adam would have done to it since is owed.
+        This pays it. It is called at the end of `fit`, and whenever a table's values
+        are taken: by saving, by callbacks, by `get_weights` or NumPy. Call it
+        before other code reads the table, such as `tf.train.Checkpoint` and
+        `model.export` in the middle of a training.
+        """
+        if not self.built:
+            return
+        for i, last in enumerate(self._last):
+            if last is None:
+                continue
+            last = _native(last)
+            if i not in self._untracked.by_rows and tf.reduce_max(last) == 0:
+                continue
+            if tf.reduce_min(last) < tf.cast(self.iterations, last.dtype):
+                self._settle(i)
+        for history in getattr(self, "_histories", []):
+            history.log_decay.assign(tf.zeros_like(history.log_decay))
+
+    def rows_now(self, variable: Any, ids: tf.Tensor) -> tf.Tensor:
+        """Rows of a table as dense Adam would have them now; writes nothing."""
+        i = self._get_variable_index(variable)
+        if self._last[i] is None:
+            return tf.gather(_native(variable), ids)
+        self._note_by_rows(i)
+        state = [_native(x) for x in self._state(i)]
+        return ledger.rows_now(_native(variable), state, ids, self._debts(i))
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        super().finalize_variable_values(var_list)
+        self.settle()
+
+    def save_own_variables(self, store: Any) -> None:
+        self.settle()
+        super().save_own_variables(store)
 
     # The average.
 
@@ -363,7 +536,5 @@ def _native(variable: Any) -> Any:
 
 
 def _update_all(strategy: Any, updates: list[Any]) -> None:
-    for variable, args, kwargs in updates:
-        strategy.extended.update(
-            variable, update, args=args, kwargs=kwargs, group=False
-        )
+    for f, variable, args, kwargs in updates:
+        strategy.extended.update(variable, f, args=args, kwargs=kwargs, group=False)

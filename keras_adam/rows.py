@@ -6,8 +6,11 @@ graph mode and under XLA.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -60,16 +63,26 @@ class Workspace:
             ]
 
 
-def sum_repeats(values: tf.Tensor, ids: tf.Tensor, places: tf.Variable) -> Rows:
+def sum_repeats(
+    values: tf.Tensor,
+    ids: tf.Tensor,
+    places: tf.Variable,
+    more: tf.Tensor | None = None,
+) -> Rows:
     """Sums the values of equal ids, since no rule here is linear in them.
 
     Args:
         values: `[n, ...]`.
         ids: `[n]`, int32 or int64, repeats allowed.
         places: `Workspace(table).places`. Only used under XLA.
+        more: Ids to add, with values of 0.
     """
+    count = tf.shape(ids)[0]
+    if more is not None:
+        ids = tf.concat([ids, tf.cast(more, ids.dtype)], axis=0)
     if not in_xla():
         ids, place = tf.unique(ids)
+        place = place[:count]
         return Rows(tf.math.unsorted_segment_sum(values, place, tf.size(ids)), ids)
     # XLA's shapes are static, and a sort costs more than all the rest: let each
     # position write its number at its id (any writer may win) and read it back,
@@ -81,9 +94,50 @@ def sum_repeats(values: tf.Tensor, ids: tf.Tensor, places: tf.Variable) -> Rows:
     # An id outside the table has read some other id's place: drop it.
     place = tf.where((ids >= 0) & (ids < rows), place, -1)
     return Rows(
-        tf.math.unsorted_segment_sum(values, place, n),
+        tf.math.unsorted_segment_sum(values, place[:count], n),
         tf.where(place == position, ids, tf.cast(rows, ids.dtype)),
     )
+
+
+def padded(g: Rows) -> tuple[tf.Tensor, tf.Tensor, Any]:
+    """Ids and values, lengthened by row 0 and 0 for `compiled`, and their number."""
+    ids, n = padded_ids(g.ids)
+    if ids is g.ids:
+        return ids, g.values, n
+    more = tf.shape(ids)[0] - n
+    rest = [[0, 0]] * (len(g.values.shape) - 1)
+    return ids, tf.pad(g.values, [[0, more], *rest]), n
+
+
+def padded_ids(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Ids lengthened by row 0 for `compiled`, and their number."""
+    n = tf.shape(ids)[0]
+    if ids.shape[0] is not None or in_xla() or tf.executing_eagerly():
+        return ids, n
+    return tf.pad(ids, [[0, round_up(n) - n]]), n
+
+
+def round_up(n: tf.Tensor) -> tf.Tensor:
+    """To one of eight lengths an octave: each length is compiled anew."""
+    x = tf.cast(tf.maximum(n, 64), tf.float32)
+    unit = tf.cast(2 ** (tf.floor(tf.math.log(x) / np.log(2.0) + 1e-4) - 3), tf.int32)
+    return -(-n // unit) * unit
+
+
+@functools.cache
+def compiled(f: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """f with its first arguments given, compiled by XLA where it is called outside.
+
+    f is a function of tensors; it must hold no variables.
+    """
+    bound = functools.partial(f, *static)
+    launched = tf.function(bound, jit_compile=True, autograph=False)
+
+    def call(*args: Any) -> Any:
+        # Eager: to be stepped through.
+        return (bound if in_xla() or tf.executing_eagerly() else launched)(*args)
+
+    return call
 
 
 def marked(table: tf.Variable, marks: tf.Variable) -> Rows:

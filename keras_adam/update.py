@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_adam import rows
+from keras_adam import ledger, rows
 from keras_adam.rows import Rows
 
 
@@ -20,11 +20,6 @@ class Step(NamedTuple):
     correction_1: tf.Tensor  # 1 - beta_1^t, or 1 - prod(beta_1,i)
     beta_2: float
     t: tf.Tensor  # counted from 1
-
-
-def one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:
-    """1 - beta^t; the direct form loses the first steps' digits in float32."""
-    return -tf.math.expm1(t * math.log(beta)) if beta else tf.ones_like(t)
 
 
 # (theta, g, state, scalars) -> (theta, state), of tensors.
@@ -95,6 +90,68 @@ def update(
         _assign(rule, tables, g, scalars, decay)
     else:
         compiled(rule, tables, g, scalars, decay)
+
+
+def update_exactly(
+    variable: tf.Variable,
+    g: tf.Tensor | Rows,
+    state: Sequence[tf.Variable],
+    scalars: Any,
+    decay: tf.Tensor | None,
+    *,
+    rule: Rule,
+    debts: ledger.Debts,
+) -> None:
+    """Brings rows to date and takes one step on them: all that `g` has a value for.
+
+    Args:
+        variable: The weights, of any float dtype.
+        g: Their gradient, in the dtype of the state.
+        state: The rule's state variables, shaped like `variable`.
+        scalars: The rule's last argument.
+        decay: The share of the weights to take off first.
+        rule: What to compute.
+        debts: What the rows owe.
+    """
+    step = rows.compiled(_settle_and_step, rule, debts.settle, debts.history.plan)
+    tables = [variable, *state]
+    t = tf.cast(debts.t + 1, debts.last.dtype)
+    if not isinstance(g, Rows):
+        values = [x.read_value() for x in tables]
+        last, ids = debts.last.read_value(), None
+        g_values = g
+    else:
+        ids, g_values, n = rows.padded(g)
+        # While the forward pass still holds a read of the whole variable, a
+        # gather from it copies it: wait for the gradient.
+        with tf.control_dependencies([g_values]):
+            theta = tf.gather(variable, ids)
+        values = [theta, *(tf.gather(x, ids) for x in state)]
+        last = tf.gather(debts.last, ids)
+    values = step(
+        *(values[0], g_values, values[1:], scalars, decay),
+        *(debts.history.since(last), debts.gap(last), debts.log_decay),
+    )
+    for x, value in zip([*tables, debts.last], [*values, tf.fill(tf.shape(last), t)]):
+        if ids is None:
+            x.assign(tf.cast(value, x.dtype))
+        else:
+            rows.scatter(x, g.ids, value[:n])
+
+
+def _settle_and_step(
+    rule: Rule,
+    settle: ledger.Settle,
+    plan: Any,
+    theta: Any,
+    g: Any,
+    state: Any,
+    scalars: Any,
+    decay: Any,
+    *owed: Any,
+) -> list[Any]:
+    theta, state = ledger.settled(settle, plan, theta, state, *owed)
+    return _apply(rule, [theta, *state], g, scalars, decay)
 
 
 def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
