@@ -2,6 +2,7 @@
 
 from keras_adam.adam import Adam
 from keras_adam.adamax import AdaMax
+from keras_adam.embedding import Embedding
 
-__all__ = ["AdaMax", "Adam"]
+__all__ = ["AdaMax", "Adam", "Embedding"]
 __version__ = "0.1.0"

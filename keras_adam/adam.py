@@ -109,7 +109,7 @@ class Adam(optimizer.RowOptimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         *,
-        sparse_updates: str = "lazy",
+        sparse_updates: str = "exact",
         epsilon_hat: bool = False,
         bias_correction: bool = True,
         amsgrad: bool = False,

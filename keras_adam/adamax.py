@@ -87,7 +87,7 @@ class AdaMax(optimizer.RowOptimizer):
         beta_1: float | Callable[[Any], Any] = 0.9,
         beta_2: float = 0.999,
         *,
-        sparse_updates: str = "lazy",
+        sparse_updates: str = "exact",
         **base: Any,
     ) -> None:
         super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,7 +39,7 @@ class History(tf.Module):
         self.plan = plan
         with tf.init_scope():
             self.ring = tf.Variable(
-                tf.zeros([LENGTH, plan.columns], dtype), trainable=False
+                tf.zeros([LENGTH, plan.columns + 4 * decays], dtype), trainable=False
             )
             self.log_decay = tf.Variable(tf.zeros([2], dtype), trainable=False)
         self.decays = decays
@@ -199,6 +201,25 @@ def set_owner(variable: Any, optimizer: Any) -> None:
         with tf.init_scope():
             old.settle()
     variable._keras_adam_owner = weakref.ref(optimizer)
+    readers = getattr(variable, "_keras_adam_readers", [])
+    if readers:
+        gc.collect()
+        if any(graph() is not None for graph in readers):
+            warnings.warn(
+                f"A tf.function that reads {variable.path} was traced before its "
+                f"optimizer was built, and will go on reading rows without what "
+                f"{optimizer.name} owes them. Build the optimizer first: "
+                "`optimizer.build(model.trainable_variables)`.",
+                stacklevel=4,
+            )
+        variable._keras_adam_readers = []
+
+
+def note_read(variable: Any) -> None:
+    """The graph being traced reads the variable, and knows no owner."""
+    graph = weakref.ref(tf.compat.v1.get_default_graph())
+    readers = getattr(variable, "_keras_adam_readers", [])
+    variable._keras_adam_readers = [*readers, graph]
 
 
 def owner(variable: Any) -> Any:

@@ -243,7 +243,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if mode == "exact":
             more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
         workspace = self._untracked.workspaces[self._get_variable_index(variable)]
-        return rows.sum_repeats(values, g.indices, workspace.places, more)
+        room = mode == "exact" and not self.gradient_accumulation_steps
+        return rows.sum_repeats(values, g.indices, workspace.places, more, room)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         if self.gradient_accumulation_steps:
@@ -413,18 +414,19 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if not tf.executing_eagerly():
             exact = {i for i, last in enumerate(self._last) if last is not None}
             self._untracked.not_by_rows |= exact - by_rows
-        t = tf.cast(self.iterations, tf.int32) + 1
+        tables = [_native(x) for i in by_rows & present for x in (self._trainable_variables[i], *self._state(i))]
+        t = rows.after(tf.cast(self.iterations + 1, tf.uint32), *tables)
         for i in by_rows - present:
             # No gradient at all is no step, not one with a gradient of 0.
             self._settle(i)
             last = _native(self._last[i])
-            last.assign(tf.fill(last.shape, tf.cast(t, last.dtype)))
+            last.assign(tf.fill(last.shape, t))
         histories = {id(h): h for h in (self._debts(i).history for i in by_rows)}
         for history in histories.values():
             dtype = history.ring.dtype.name
             step = self._step(learning_rate, dtype, kernel=False)
             history.advance(
-                t,
+                tf.cast(t, tf.int32),
                 self._lead(self._scalars(step)),
                 1 - step.one_minus_beta_1 if callable(self.beta_1) else None,
                 step.alpha * self.weight_decay if history.decays else None,

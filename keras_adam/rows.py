@@ -18,7 +18,8 @@ class Rows(NamedTuple):
     """The gradient of some rows of a table.
 
     Attributes:
-        values: `[n, ...]`, one summed gradient a distinct row.
+        values: `[n, ...]`, one summed gradient a distinct row. Outside XLA there
+            may be room after them, filled with 0.
         ids: `[n]`, the rows' numbers. Under XLA, where `n` is the number of
             ids before repeats were summed, the places left over hold a number
             past the end of the table, which `scatter` drops, and zero values.
@@ -68,6 +69,7 @@ def sum_repeats(
     ids: tf.Tensor,
     places: tf.Variable,
     more: tf.Tensor | None = None,
+    room: bool = False,
 ) -> Rows:
     """Sums the values of equal ids, since no rule here is linear in them.
 
@@ -76,14 +78,15 @@ def sum_repeats(
         ids: `[n]`, int32 or int64, repeats allowed.
         places: `Workspace(table).places`. Only used under XLA.
         more: Ids to add, with values of 0.
+        room: Whether to leave room after the values, for `padded`.
     """
     count = tf.shape(ids)[0]
     if more is not None:
         ids = tf.concat([ids, tf.cast(more, ids.dtype)], axis=0)
     if not in_xla():
         ids, place = tf.unique(ids)
-        place = place[:count]
-        return Rows(tf.math.unsorted_segment_sum(values, place, tf.size(ids)), ids)
+        size = round_up(tf.size(ids)) if room else tf.size(ids)
+        return Rows(tf.math.unsorted_segment_sum(values, place[:count], size), ids)
     # XLA's shapes are static, and a sort costs more than all the rest: let each
     # position write its number at its id (any writer may win) and read it back,
     # and the positions of one id agree on one place.
@@ -99,14 +102,12 @@ def sum_repeats(
     )
 
 
-def padded(g: Rows) -> tuple[tf.Tensor, tf.Tensor, Any]:
-    """Ids and values, lengthened by row 0 and 0 for `compiled`, and their number."""
-    ids, n = padded_ids(g.ids)
-    if ids is g.ids:
-        return ids, g.values, n
-    more = tf.shape(ids)[0] - n
-    rest = [[0, 0]] * (len(g.values.shape) - 1)
-    return ids, tf.pad(g.values, [[0, more], *rest]), n
+def padded(g: Rows) -> tuple[tf.Tensor, tf.Tensor]:
+    """The ids, lengthened by row 0 to as many as there are values, and their number."""
+    n = tf.shape(g.ids)[0]
+    if in_xla():
+        return g.ids, n
+    return tf.pad(g.ids, [[0, tf.shape(g.values)[0] - n]]), n
 
 
 def padded_ids(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -138,6 +139,21 @@ def compiled(f: Callable[..., Any], *static: Any) -> Callable[..., Any]:
         return (bound if in_xla() or tf.executing_eagerly() else launched)(*args)
 
     return call
+
+
+def after(x: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
+    """x, of an unsigned dtype, not known before what was written to the tables.
+
+    XLA only sees data flow: it may schedule a write to one variable before the
+    last read of it for the tables' sake, and copies the variable then. So let x
+    depend on the tables, in a way that it cannot see through: x | bits >= x.
+    """
+    if in_xla():
+        for table in tables:
+            bits = tf.cast(tf.reshape(table, [-1])[0], tf.float32)
+            bits = tf.bitcast(bits, tf.uint32)
+            x = tf.minimum(x, tf.bitwise.bitwise_or(x, bits))
+    return x
 
 
 def marked(table: tf.Variable, marks: tf.Variable) -> Rows:

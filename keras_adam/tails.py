@@ -128,8 +128,8 @@ class Plan:
 
     @property
     def columns(self) -> int:
-        """Of the history: polynomials, their x, beta_1's product, log decays."""
-        return self.pieces * (self.nodes + 1) + 5
+        """Of the history: polynomials, their x, beta_1's product."""
+        return self.pieces * (self.nodes + 1) + self.schedule
 
 
 class Owed(NamedTuple):
@@ -167,7 +167,8 @@ def owed(
 
     Args:
         plan: The plan.
-        history: `[n, plan.columns]`, the history at the step each was last updated.
+        history: `[n, plan.columns]`, the history at the step each was last updated;
+            with weight decay 4 columns more.
         gap: `[n]`, the steps since.
         log_decay: `[2]`, the log of the product of all decays so far; None without
             weight decay.
@@ -180,11 +181,11 @@ def owed(
 
     skipped = gap > 0
     q, n = plan.pieces, plan.nodes
-    b, start, start_low, end, end_low = tf.unstack(history[:, q * (n + 1) :], axis=1)
     f = tf.where(skipped[:, None], history[:, : q * n], 0)
     left = None
     if log_decay is not None:
         high, low = tf.unstack(log_decay)
+        start, start_low, end, end_low = tf.unstack(history[:, -4:], axis=1)
         # The polynomials have decayed up to the end of their window.
         since = tf.exp((high - end) + (low - end_low))
         f = f * tf.where(skipped, since, 1)[:, None]
@@ -192,7 +193,9 @@ def owed(
         left = column(tf.where(skipped, left, 1))
     x = tf.where(skipped[:, None], history[:, q * n : q * (n + 1)], 1)
     if plan.schedule:
-        m = tf.where(skipped, tf.where(gap > plan.window, tf.zeros_like(b), b), 1)
+        b = history[:, q * (n + 1)]
+        m = tf.where(gap > plan.window, tf.zeros_like(b), b)
+        m = tf.where(skipped, m, tf.ones_like(b))
     else:
         m = power(plan.beta_1, gap)
     return Owed(
@@ -218,7 +221,9 @@ def advance(
 
     Args:
         plan: The plan.
-        history: `[plan.window, plan.columns]`, of these steps in this order.
+        history: `[plan.window, plan.columns]`, of these steps in this order; with
+            weight decay 4 columns more: `before` of the first step that skips a
+            row, and `after` of the last in the window.
         t: The step, counted from 1.
         lead: c without beta_1's product.
         beta_1: This step's, if it is a schedule.
@@ -238,12 +243,14 @@ def advance(
         tf.floor(tf.math.divide_no_nan(high - s, width)), 0, q - 1
     )
 
-    b = j
+    columns = [tf.exp(log_x)]
     if beta_1 is None:
         c = lead * power(plan.beta_1 * plan.growth, j)
     else:
-        b = tf.where(new[:, 0], 1, history[:, -5]) * beta_1
+        b = history[:, q * (n + 1)]
+        b = tf.where(new[:, 0], tf.ones_like(b), b) * beta_1
         c = lead * b * power(plan.growth, j)
+        columns.append(b[:, None])
     c = tf.where(piece[:, None] == tf.range(q, dtype=dtype), c[:, None], 0)
     eta = tf.math.expm1(s[:, None] - log_x)
     # Values at the nodes, then coefficients. These cancel, so in float64; and not
@@ -254,12 +261,12 @@ def advance(
     f = tf.reduce_sum(tf.cast(f, tf.float64)[:, :, :, None] * inverse, axis=2)
     f = tf.cast(tf.reshape(f, [plan.window, q * n]), dtype)
 
-    old = tf.where(new, 0, history[:, : q * n])
+    old = tf.where(new, tf.zeros_like(f), history[:, : q * n])
     if decay is not None:
         old -= old * decay
-    start = tf.where(new, before, history[:, -4:-2])
-    end = tf.broadcast_to(after, [plan.window, 2])
-    return tf.concat([old + f, tf.exp(log_x), b[:, None], start, end], axis=1)
+        columns.append(tf.where(new, before, history[:, -4:-2]))
+        columns.append(tf.broadcast_to(after, [plan.window, 2]))
+    return tf.concat([old + f, *columns], axis=1)
 
 
 def add_log(total: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:

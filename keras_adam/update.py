@@ -121,7 +121,8 @@ def update_exactly(
         last, ids = debts.last.read_value(), None
         g_values = g
     else:
-        ids, g_values, n = rows.padded(g)
+        ids, n = rows.padded(g)
+        g_values = g.values
         # While the forward pass still holds a read of the whole variable, a
         # gather from it copies it: wait for the gradient.
         with tf.control_dependencies([g_values]):
@@ -132,11 +133,16 @@ def update_exactly(
         *(values[0], g_values, values[1:], scalars, decay),
         *(debts.history.since(last), debts.gap(last), debts.log_decay),
     )
-    for x, value in zip([*tables, debts.last], [*values, tf.fill(tf.shape(last), t)]):
+    for x, value in zip(tables, values):
         if ids is None:
             x.assign(tf.cast(value, x.dtype))
         else:
             rows.scatter(x, g.ids, value[:n])
+    new = tf.fill(tf.shape(last), rows.after(t, *tables))
+    if ids is None:
+        debts.last.assign(new)
+    else:
+        rows.scatter(debts.last, g.ids, new[:n])
 
 
 def _settle_and_step(

@@ -1,0 +1,61 @@
+"""The Embedding layer that reads rows as they are now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_adam import ledger
+from keras_adam.optimizer import RowOptimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_adam")
+class Embedding(keras.layers.Embedding):
+    """`keras.layers.Embedding` that sees each row as dense Adam would have it now.
+
+    While an optimizer with `sparse_updates="exact"` trains its table, a row that no
+    batch has touched for a while owes the steps that skipped it. This layer reads
+    rows with what they owe, in training, `evaluate` and `predict`, and writes
+    nothing. (`keras.layers.Embedding` reads what stands in the table.) With any
+    other optimizer, and without one, it is `keras.layers.Embedding`; it gathers
+    rows from the variable itself, never from a copy of it.
+
+    Args, input shape and output shape: those of `keras.layers.Embedding`. A
+    layer's `embeddings`, read whole by other code in the middle of a training, are
+    those of the table, without what is owed: `optimizer.settle()` pays it.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        table = getattr(self, "_embeddings", None)
+        native = table.value if isinstance(table, keras.Variable) else table
+        special = self.lora_enabled or self.quantization_mode is not None
+        if special or not isinstance(native, tf.Variable):
+            return super().call(inputs)
+        if isinstance(inputs, tf.RaggedTensor):
+            return tf.ragged.map_flat_values(self.call, inputs)
+        if isinstance(inputs, tf.SparseTensor):
+            inputs = tf.sparse.to_dense(inputs)
+        ids = inputs if inputs.dtype in ("int32", "int64") else tf.cast(inputs, "int32")
+        ids = tf.where(ids < 0, ids + tf.cast(self.input_dim, ids.dtype), ids)
+        owner = ledger.owner(table) or self._build_optimizer(table)
+        rows = owner.rows_now(table, ids) if owner else tf.gather(native, ids)
+        return tf.cast(rows, self.compute_dtype)
+
+    def _build_optimizer(self, table: Any) -> Any:
+        """`evaluate` or `predict` before `fit`: the optimizer, built early.
+
+        Keras keeps the compiled function for after `fit`, when rows will owe.
+        """
+        model = self._get_call_context().entry_layer
+        self._maybe_reset_call_context()
+        optimizer = getattr(model, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if isinstance(optimizer, RowOptimizer) and not optimizer.built and model.built:
+            with tf.init_scope():
+                optimizer.build(model.trainable_variables)
+        owner = ledger.owner(table)
+        if owner is None and not tf.executing_eagerly():
+            ledger.note_read(table)
+        return owner
