@@ -36,16 +36,13 @@ def adam(
     return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)
 
 
-def settle_adam(
-    plan: tails.Plan, theta: tf.Tensor, state: Sequence[tf.Tensor], owed: tails.Owed
+def adam_tail(
+    plan: tails.Plan, state: Sequence[tf.Tensor], owed: tails.Owed
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """Rows after the steps that skipped them: `adam` with g = 0, again and again."""
+    """What `adam` with g = 0 takes off theta at each skipped step; the state then."""
     m, v, *v_max = state
     r = tf.sqrt(v_max[0] if v_max else v)
-    if owed.theta is not None:
-        theta = theta * owed.theta
-    theta = theta - tails.tail(owed, m, r, plan.epsilon)
-    return theta, (m * owed.m, v * owed.v, *v_max)
+    return tails.tail(owed, m, r, plan.epsilon), (m * owed.m, v * owed.v, *v_max)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -100,7 +97,7 @@ class Adam(optimizer.RowOptimizer):
     """
 
     rule = staticmethod(adam)
-    settle_rows = staticmethod(settle_adam)
+    tail = staticmethod(adam_tail)
 
     def __init__(
         self,

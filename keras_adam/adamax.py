@@ -30,16 +30,13 @@ def adamax(
     return theta - s.alpha * tf.math.divide_no_nan(m, u), (m, u)
 
 
-def settle_adamax(
-    plan: tails.Plan, theta: tf.Tensor, state: Sequence[tf.Tensor], owed: tails.Owed
+def adamax_tail(
+    plan: tails.Plan, state: Sequence[tf.Tensor], owed: tails.Owed
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """Rows after the steps that skipped them: `adamax` with g = 0, again and again."""
+    """What `adamax` with g = 0 takes off theta at each skipped step; the state then."""
     m, u = state
-    if owed.theta is not None:
-        theta = theta * owed.theta
     [[c]] = owed.polynomials
-    theta = theta - c * tf.math.divide_no_nan(m, u)
-    return theta, (m * owed.m, u * owed.v)
+    return c * tf.math.divide_no_nan(m, u), (m * owed.m, u * owed.v)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -79,7 +76,7 @@ class AdaMax(optimizer.RowOptimizer):
     """
 
     rule = staticmethod(adamax)
-    settle_rows = staticmethod(settle_adamax)
+    tail = staticmethod(adamax_tail)
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Embedding(keras.layers.Embedding):
         ids = inputs if inputs.dtype in ("int32", "int64") else tf.cast(inputs, "int32")
         ids = tf.where(ids < 0, ids + tf.cast(self.input_dim, ids.dtype), ids)
         owner = ledger.owner(table) or self._build_optimizer(table)
-        rows = owner.rows_now(table, ids) if owner else tf.gather(native, ids)
+        rows = owner.read(table, ids) if owner else tf.gather(native, ids)
         return tf.cast(rows, self.compute_dtype)
 
     def _build_optimizer(self, table: Any) -> Any:

@@ -18,8 +18,8 @@ from keras_adam.tails import Plan
 # Steps a history goes back. `sweep` lets no row stay behind for longer.
 LENGTH = 65536
 
-# (plan, theta, state, owed) -> (theta, state), of tensors.
-Settle = Callable[[Plan, Any, Sequence[Any], tails.Owed], tuple[Any, Sequence[Any]]]
+# (plan, state, owed) -> (what to take off theta, state), of tensors.
+Tail = Callable[[Plan, Sequence[Any], tails.Owed], tuple[Any, Sequence[Any]]]
 
 
 class History(tf.Module):
@@ -43,10 +43,6 @@ class History(tf.Module):
             )
             self.log_decay = tf.Variable(tf.zeros([2], dtype), trainable=False)
         self.decays = decays
-
-    def since(self, last: tf.Tensor) -> tf.Tensor:
-        """The rows of the ring for rows of a table last updated at these steps."""
-        return tf.gather(self.ring, tf.cast(last, tf.int32) % LENGTH)
 
     def advance(
         self, t: tf.Tensor, lead: Any, beta_1: Any, decay: tf.Tensor | None
@@ -77,73 +73,108 @@ class Debts(NamedTuple):
     """One table's."""
 
     history: History
-    settle: Settle
+    tail: Tail
     last: tf.Variable  # the step of each row's last update
     t: tf.Tensor  # the steps done, int32
 
-    @property
-    def log_decay(self) -> tf.Tensor | None:
-        return self.history.log_decay.read_value() if self.history.decays else None
+    def of(self, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """The first arguments of `tails.owed`, for rows last updated at these steps."""
+        last = tf.cast(last, tf.int32)
+        gap = tf.cast(self.t - last, self.history.ring.dtype)
+        log_decay = self.history.log_decay.read_value() if self.history.decays else None
+        return tf.gather(self.history.ring, last % LENGTH), gap, log_decay
 
-    def gap(self, last: tf.Tensor) -> tf.Tensor:
-        gap = self.t - tf.cast(last, tf.int32)
-        return tf.cast(gap, self.history.ring.dtype)
+
+class Reading(NamedTuple):
+    """Rows read by a forward pass, for the update after it to go on from."""
+
+    ids: tf.Tensor  # `[k]`, lengthened
+    count: tf.Tensor  # without that
+    theta: tf.Tensor  # `[k, ...]`, brought to date
+    state: list[tf.Tensor]  # not brought to date
+    last: tf.Tensor  # `[k]`
+    owed: tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
 
 
 def settled(
-    settle: Settle,
+    tail: Tail,
     plan: Plan,
     theta: tf.Tensor,
     state: Sequence[tf.Tensor],
-    history: tf.Tensor,
-    gap: tf.Tensor,
-    log_decay: tf.Tensor | None,
+    *debts: tf.Tensor | None,
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
     """Rows, and their state, as they would be had no step skipped them."""
-    dtype = state[0].dtype
-    owed = tails.owed(plan, history, gap, log_decay, len(theta.shape), dtype)
-    return settle(plan, tf.cast(theta, dtype), state, owed)
+    theta = tf.cast(theta, state[0].dtype)
+    paid, state = _pay(tail, plan, theta, state, *debts)
+    return theta - paid, state
 
 
-def rows_now(
-    table: tf.Variable, state: Sequence[tf.Variable], ids: tf.Tensor, debts: Debts
-) -> tf.Tensor:
-    """Rows of a table as dense Adam would have them now; writes nothing.
+def _pay(
+    tail: Tail, plan: Plan, theta: Any, state: Any, *debts: Any
+) -> tuple[Any, Any]:
+    """What to take off theta, and the state then; theta only for weight decay."""
+    owed = tails.owed(plan, *debts, len(state[0].shape), state[0].dtype)
+    paid, state = tail(plan, state, owed)
+    return paid if owed.decay is None else paid + theta * owed.decay, state
 
-    Their gradient is the table's.
+
+def _paid(*args: Any) -> Any:
+    return _pay(*args)[0]
+
+
+def read(
+    table: tf.Variable,
+    state: Sequence[tf.Variable],
+    ids: tf.Tensor,
+    places: tf.Variable,
+    debts: Debts,
+) -> tuple[tf.Tensor, Reading]:
+    """Rows as dense Adam would have them now; writes nothing.
+
+    Args:
+        table: The table.
+        state: The rule's state variables.
+        ids: Of any shape.
+        places: `rows.Workspace(table).places`.
+        debts: What the rows owe.
     """
     flat = tf.reshape(ids, [-1])
-    flat, n = rows.padded_ids(flat)
-    last = tf.gather(debts.last, flat)
-    owed = (debts.history.since(last), debts.gap(last), debts.log_decay)
-    state = [tf.gather(x, flat) for x in state]
-    compute = rows.compiled(_rows_now, debts.settle, debts.history.plan)
+    d = rows.distinct(flat, places, sweep(table.shape[0], debts.t))
+    k = rows.lengthened(d.ids)
+    last = tf.gather(debts.last, k)
+    theta, *values = (tf.gather(x, k) for x in (table, *state))
+    owed = debts.of(last)
+    # Only what is owed is compiled: theta has a gradient to let through.
+    paid = rows.compiled(_paid, debts.tail, debts.history.plan)
+    now = tf.cast(theta, values[0].dtype)
+    now -= paid(tf.stop_gradient(now) if owed[2] is not None else None, values, *owed)
+    out = _repeat(tf.cast(now, table.dtype), d.place)
+    out = tf.reshape(out, tf.concat([tf.shape(ids), table.shape[1:]], axis=0))
+    reading = Reading(k, tf.shape(d.ids)[0], tf.stop_gradient(now), values, last, owed)
+    return tf.ensure_shape(out, [*ids.shape, *table.shape[1:]]), reading
 
-    @tf.custom_gradient
-    def bring_to_date(theta: tf.Tensor) -> Any:
-        return compute(theta, state, *owed), lambda g: g
 
-    theta = bring_to_date(tf.gather(table, flat))[:n]
-    return tf.reshape(theta, tf.concat([tf.shape(ids), table.shape[1:]], axis=0))
-
-
-def _rows_now(settle: Settle, plan: Plan, theta: Any, state: Any, *owed: Any) -> Any:
-    now, _ = settled(settle, plan, theta, state, *owed)
-    return tf.cast(now, theta.dtype)
+@tf.custom_gradient
+def _repeat(x: tf.Tensor, place: tf.Tensor) -> Any:
+    """`tf.gather` whose gradient is dense."""
+    n = tf.shape(x)[0]
+    return tf.gather(x, place), lambda g: (
+        tf.math.unsorted_segment_sum(g, place, n),
+        None,
+    )
 
 
 def settle_table(
     table: tf.Variable, state: Sequence[tf.Variable], debts: Debts
 ) -> None:
     """Brings all rows to date, in a pass over the table."""
+    values = [x.read_value() for x in (table, *state)]
     theta, new = settled(
-        debts.settle,
+        debts.tail,
         debts.history.plan,
-        table.read_value(),
-        [x.read_value() for x in state],
-        debts.history.since(debts.last),
-        debts.gap(debts.last),
-        debts.log_decay,
+        values[0],
+        values[1:],
+        *debts.of(debts.last.read_value()),
     )
     table.assign(tf.cast(theta, table.dtype))
     for x, value in zip(state, new):

@@ -64,12 +64,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
       step.
 
-    A subclass gives `rule`, `settle_rows`, `_plan`, `_state`, `_state_size`,
+    A subclass gives `rule`, `tail`, `_plan`, `_state`, `_state_size`,
     `_scalars`, `_lead`, `_has_kernel` and `_kernel`.
     """
 
     rule: Rule
-    settle_rows: ledger.Settle
+    tail: ledger.Tail
 
     def __init__(
         self,
@@ -156,6 +156,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
             ],
             compiled=compile_assign(),
             settlers={},
+            readings={},
             by_rows=set(),
             not_by_rows=set(),
         )
@@ -239,12 +240,16 @@ class RowOptimizer(keras.optimizers.Optimizer):
         mode = self._mode(variable)
         if mode == "dense":
             return tf.math.unsorted_segment_sum(values, g.indices, variable.shape[0])
+        i = self._get_variable_index(variable)
+        at_once = not self.gradient_accumulation_steps
         more = None
         if mode == "exact":
+            reading = self._untracked.readings.get(i)
+            if at_once and reading is not None and _is_gradient_of(g, reading):
+                return Rows(values, reading.ids, reading)
             more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
-        workspace = self._untracked.workspaces[self._get_variable_index(variable)]
-        room = mode == "exact" and not self.gradient_accumulation_steps
-        return rows.sum_repeats(values, g.indices, workspace.places, more, room)
+        d = rows.distinct(g.indices, self._untracked.workspaces[i].places, more)
+        return rows.sum_repeats(values, d, room=mode == "exact" and at_once)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         if self.gradient_accumulation_steps:
@@ -299,7 +304,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         values = [g.values if isinstance(g, Rows) else g for g in grads]
         values = super()._clip_gradients(values)
         return [
-            Rows(x, g.ids) if isinstance(g, Rows) else x for x, g in zip(values, grads)
+            g._replace(values=x) if isinstance(g, Rows) else x
+            for x, g in zip(values, grads)
         ]
 
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
@@ -345,6 +351,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
             exactly = i in self._untracked.by_rows
+            self._untracked.readings.pop(i, None)
             kernel = (
                 self._has_kernel()
                 and not exactly
@@ -406,7 +413,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         decays = self._decays(self._trainable_variables[i])
         [history] = [h for h in self._histories if h.decays == decays]
         t = tf.cast(self.iterations, tf.int32)
-        return ledger.Debts(history, self.settle_rows, _native(self._last[i]), t)
+        return ledger.Debts(history, self.tail, _native(self._last[i]), t)
 
     def _advance(self, present: set[int], learning_rate: Any) -> None:
         """Ends a step for the rows that were not in it."""
@@ -466,14 +473,23 @@ class RowOptimizer(keras.optimizers.Optimizer):
         for history in getattr(self, "_histories", []):
             history.log_decay.assign(tf.zeros_like(history.log_decay))
 
-    def rows_now(self, variable: Any, ids: tf.Tensor) -> tf.Tensor:
-        """Rows of a table as dense Adam would have them now; writes nothing."""
+    def read(self, variable: Any, ids: tf.Tensor) -> tf.Tensor:
+        """Rows of a table as dense Adam would have them now; writes nothing.
+
+        Args:
+            variable: A variable this optimizer owns: `ledger.owner(variable)`.
+            ids: Rows' numbers, int32 or int64, of any shape.
+        """
         i = self._get_variable_index(variable)
-        if self._last[i] is None:
-            return tf.gather(_native(variable), ids)
         self._note_by_rows(i)
-        state = [_native(x) for x in self._state(i)]
-        return ledger.rows_now(_native(variable), state, ids, self._debts(i))
+        out, self._untracked.readings[i] = ledger.read(
+            _native(variable),
+            [_native(x) for x in self._state(i)],
+            ids,
+            self._untracked.workspaces[i].places,
+            self._debts(i),
+        )
+        return out
 
     def finalize_variable_values(self, var_list: Any) -> None:
         super().finalize_variable_values(var_list)
@@ -535,6 +551,14 @@ class RowOptimizer(keras.optimizers.Optimizer):
 def _native(variable: Any) -> Any:
     """A `keras.Variable`'s `tf.Variable`."""
     return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _is_gradient_of(g: tf.IndexedSlices, reading: ledger.Reading) -> bool:
+    """Whether g is the gradient of these rows, each in its place."""
+    if tf.executing_eagerly() or g.values.graph is not reading.ids.graph:
+        return False
+    op = g.indices.op
+    return op.type == "Reshape" and op.inputs[0] is reading.ids
 
 
 def _update_all(strategy: Any, updates: list[Any]) -> None:

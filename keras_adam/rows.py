@@ -27,9 +27,10 @@ class Rows(NamedTuple):
 
     values: tf.Tensor
     ids: tf.Tensor
+    reading: Any = None  # the `ledger.Reading` these are the rows of, if they are
 
     def __truediv__(self, scale: Any) -> Rows:
-        return Rows(self.values / scale, self.ids)
+        return self._replace(values=self.values / scale)
 
 
 def in_xla() -> bool:
@@ -64,58 +65,69 @@ class Workspace:
             ]
 
 
-def sum_repeats(
-    values: tf.Tensor,
-    ids: tf.Tensor,
-    places: tf.Variable,
-    more: tf.Tensor | None = None,
-    room: bool = False,
-) -> Rows:
-    """Sums the values of equal ids, since no rule here is linear in them.
+class Distinct(NamedTuple):
+    """Which ids there are, and where.
+
+    Attributes:
+        ids: `[m]`, each id once. Under XLA, where m is n, the places left over hold
+            a number past the end of the table, which `scatter` drops.
+        place: `[n]`, for each of the ids given its place in `ids`; -1 for an id
+            outside the table.
+    """
+
+    ids: tf.Tensor
+    place: tf.Tensor
+
+
+def distinct(
+    ids: tf.Tensor, places: tf.Variable, more: tf.Tensor | None = None
+) -> Distinct:
+    """Finds repeats.
 
     Args:
-        values: `[n, ...]`.
-        ids: `[n]`, int32 or int64, repeats allowed.
+        ids: `[n]`, int32 or int64.
         places: `Workspace(table).places`. Only used under XLA.
-        more: Ids to add, with values of 0.
-        room: Whether to leave room after the values, for `padded`.
+        more: Ids to have too, in no place.
     """
     count = tf.shape(ids)[0]
     if more is not None:
         ids = tf.concat([ids, tf.cast(more, ids.dtype)], axis=0)
     if not in_xla():
         ids, place = tf.unique(ids)
-        size = round_up(tf.size(ids)) if room else tf.size(ids)
-        return Rows(tf.math.unsorted_segment_sum(values, place[:count], size), ids)
+        return Distinct(ids, place[:count])
     # XLA's shapes are static, and a sort costs more than all the rest: let each
     # position write its number at its id (any writer may win) and read it back,
     # and the positions of one id agree on one place.
-    n, rows = tf.shape(ids)[0], places.shape[0]
-    position = tf.range(n)
+    rows = places.shape[0]
+    position = tf.range(tf.shape(ids)[0])
     places.scatter_update(tf.IndexedSlices(tf.cast(position, tf.uint32), ids))
     place = tf.cast(tf.gather(places, ids), tf.int32)
     # An id outside the table has read some other id's place: drop it.
     place = tf.where((ids >= 0) & (ids < rows), place, -1)
-    return Rows(
-        tf.math.unsorted_segment_sum(values, place[:count], n),
-        tf.where(place == position, ids, tf.cast(rows, ids.dtype)),
-    )
+    ids = tf.where(place == position, ids, tf.cast(rows, ids.dtype))
+    return Distinct(ids, place[:count])
 
 
-def padded(g: Rows) -> tuple[tf.Tensor, tf.Tensor]:
-    """The ids, lengthened by row 0 to as many as there are values, and their number."""
-    n = tf.shape(g.ids)[0]
+def sum_repeats(values: tf.Tensor, d: Distinct, room: bool = False) -> Rows:
+    """Sums the values of equal ids, since no rule here is linear in them.
+
+    Args:
+        values: `[n, ...]`.
+        d: `distinct` of their ids.
+        room: Whether to leave room after the values, for `lengthened`.
+    """
+    n = tf.shape(d.ids)[0]
+    if room and not in_xla():
+        n = round_up(n)
+    return Rows(tf.math.unsorted_segment_sum(values, d.place, n), d.ids)
+
+
+def lengthened(ids: tf.Tensor) -> tf.Tensor:
+    """Ids with enough of row 0 after them for `compiled`."""
     if in_xla():
-        return g.ids, n
-    return tf.pad(g.ids, [[0, tf.shape(g.values)[0] - n]]), n
-
-
-def padded_ids(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Ids lengthened by row 0 for `compiled`, and their number."""
+        return ids
     n = tf.shape(ids)[0]
-    if ids.shape[0] is not None or in_xla() or tf.executing_eagerly():
-        return ids, n
-    return tf.pad(ids, [[0, round_up(n) - n]]), n
+    return tf.pad(ids, [[0, round_up(n) - n]])
 
 
 def round_up(n: tf.Tensor) -> tf.Tensor:

@@ -137,8 +137,8 @@ class Owed(NamedTuple):
 
     polynomials: list[list[tf.Tensor]]  # lowest power first, a list a piece
     x: list[tf.Tensor]
-    theta: tf.Tensor | None  # what weight decay has left of theta
-    m: tf.Tensor  # of m
+    decay: tf.Tensor | None  # the share of theta that weight decay has taken
+    m: tf.Tensor  # what is left of m
     v: tf.Tensor  # of v, or of u
 
 
@@ -182,15 +182,15 @@ def owed(
     skipped = gap > 0
     q, n = plan.pieces, plan.nodes
     f = tf.where(skipped[:, None], history[:, : q * n], 0)
-    left = None
+    taken = None
     if log_decay is not None:
         high, low = tf.unstack(log_decay)
         start, start_low, end, end_low = tf.unstack(history[:, -4:], axis=1)
         # The polynomials have decayed up to the end of their window.
         since = tf.exp((high - end) + (low - end_low))
         f = f * tf.where(skipped, since, 1)[:, None]
-        left = tf.exp((high - start) + (low - start_low))
-        left = column(tf.where(skipped, left, 1))
+        taken = -tf.math.expm1((high - start) + (low - start_low))
+        taken = column(tf.where(skipped, taken, tf.zeros_like(taken)))
     x = tf.where(skipped[:, None], history[:, q * n : q * (n + 1)], 1)
     if plan.schedule:
         b = history[:, q * (n + 1)]
@@ -201,7 +201,7 @@ def owed(
     return Owed(
         [[column(f[:, i * n + k]) for k in range(n)] for i in range(q)],
         [column(x[:, i]) for i in range(q)],
-        left,
+        taken,
         column(m),
         column(power(plan.beta_2, gap)),
     )

@@ -113,42 +113,46 @@ def update_exactly(
         rule: What to compute.
         debts: What the rows owe.
     """
-    step = rows.compiled(_settle_and_step, rule, debts.settle, debts.history.plan)
     tables = [variable, *state]
-    t = tf.cast(debts.t + 1, debts.last.dtype)
-    if not isinstance(g, Rows):
-        values = [x.read_value() for x in tables]
-        last, ids = debts.last.read_value(), None
-        g_values = g
+    if isinstance(g, Rows):
+        reading = g.reading or _rows_of(tables, g, debts)
+        values, n = g.values, reading.count
     else:
-        ids, n = rows.padded(g)
-        g_values = g.values
-        # While the forward pass still holds a read of the whole variable, a
-        # gather from it copies it: wait for the gradient.
-        with tf.control_dependencies([g_values]):
-            theta = tf.gather(variable, ids)
-        values = [theta, *(tf.gather(x, ids) for x in state)]
-        last = tf.gather(debts.last, ids)
-    values = step(
-        *(values[0], g_values, values[1:], scalars, decay),
-        *(debts.history.since(last), debts.gap(last), debts.log_decay),
+        last = debts.last.read_value()
+        theta, *values = (x.read_value() for x in tables)
+        reading = ledger.Reading(None, None, theta, values, last, debts.of(last))
+        values = g
+    is_read = isinstance(g, Rows) and g.reading is not None
+    step = rows.compiled(
+        _settle_and_step, rule, debts.tail, debts.history.plan, is_read
     )
-    for x, value in zip(tables, values):
-        if ids is None:
+    new = step(reading.theta, values, reading.state, scalars, decay, *reading.owed)
+    t = tf.cast(debts.t + 1, debts.last.dtype)
+    for x, value in [*zip(tables, new), (debts.last, None)]:
+        if value is None:
+            value = tf.fill(tf.shape(reading.last), rows.after(t, *tables))
+        if reading.ids is None:
             x.assign(tf.cast(value, x.dtype))
         else:
-            rows.scatter(x, g.ids, value[:n])
-    new = tf.fill(tf.shape(last), rows.after(t, *tables))
-    if ids is None:
-        debts.last.assign(new)
-    else:
-        rows.scatter(debts.last, g.ids, new[:n])
+            rows.scatter(x, reading.ids[:n], value[:n])
+
+
+def _rows_of(tables: list[tf.Variable], g: Rows, debts: ledger.Debts) -> ledger.Reading:
+    ids = rows.lengthened(g.ids)
+    # While the forward pass still holds a read of the whole variable, a gather from
+    # it copies it: wait for the gradient.
+    with tf.control_dependencies([g.values]):
+        theta = tf.gather(tables[0], ids)
+    state = [tf.gather(x, ids) for x in tables[1:]]
+    last = tf.gather(debts.last, ids)
+    return ledger.Reading(ids, tf.shape(g.ids)[0], theta, state, last, debts.of(last))
 
 
 def _settle_and_step(
     rule: Rule,
-    settle: ledger.Settle,
+    tail: ledger.Tail,
     plan: Any,
+    is_read: bool,
     theta: Any,
     g: Any,
     state: Any,
@@ -156,8 +160,8 @@ def _settle_and_step(
     decay: Any,
     *owed: Any,
 ) -> list[Any]:
-    theta, state = ledger.settled(settle, plan, theta, state, *owed)
-    return _apply(rule, [theta, *state], g, scalars, decay)
+    now, state = ledger.settled(tail, plan, theta, state, *owed)
+    return _apply(rule, [theta if is_read else now, *state], g, scalars, decay)
 
 
 def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
