@@ -49,24 +49,15 @@ class History(tf.Module):
     ) -> None:
         """Adds step t, at which every row that is not updated is skipped."""
         places = (t - tf.range(1, self.plan.window + 1)) % LENGTH
-        before = after = self.log_decay.read_value()
-        if decay is not None:
-            after = tails.add_log(before, decay)
-            self.log_decay.assign(after)
-        rows.scatter(
-            self.ring,
-            places,
-            tails.advance(
-                self.plan,
-                tf.gather(self.ring, places),
-                tf.cast(t, self.ring.dtype),
-                lead,
-                beta_1,
-                decay,
-                before,
-                after,
-            ),
+        before = self.log_decay.read_value() if self.decays else None
+        advance = rows.compiled(tails.advance, self.plan)
+        new, after = advance(
+            *(tf.gather(self.ring, places), tf.cast(t, self.ring.dtype)),
+            *(lead, beta_1, decay, before),
         )
+        rows.scatter(self.ring, places, new)
+        if self.decays:
+            self.log_decay.assign(after)
 
 
 class Debts(NamedTuple):

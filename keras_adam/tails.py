@@ -214,22 +214,23 @@ def advance(
     lead: tf.Tensor,
     beta_1: tf.Tensor | None,
     decay: tf.Tensor | None,
-    before: tf.Tensor,
-    after: tf.Tensor,
-) -> tf.Tensor:
+    before: tf.Tensor | None,
+) -> tuple[tf.Tensor, tf.Tensor | None]:
     """What step t adds to the history of the steps t - 1, t - 2, ..., t - window.
 
     Args:
         plan: The plan.
         history: `[plan.window, plan.columns]`, of these steps in this order; with
             weight decay 4 columns more: `before` of the first step that skips a
-            row, and `after` of the last in the window.
+            row, and of the first past the window.
         t: The step, counted from 1.
         lead: c without beta_1's product.
         beta_1: This step's, if it is a schedule.
         decay: The share weight decay takes at this step.
-        before: `[2]`, the log of the product of all decays, before this step.
-        after: The same after it.
+        before: `[2]`, the log of the product of all decays before this step.
+
+    Returns:
+        The history, and `before` of the next step.
     """
     q, n, dtype = plan.pieces, plan.nodes, history.dtype
     j = tf.range(1, plan.window + 1, dtype=dtype)
@@ -262,11 +263,13 @@ def advance(
     f = tf.cast(tf.reshape(f, [plan.window, q * n]), dtype)
 
     old = tf.where(new, tf.zeros_like(f), history[:, : q * n])
+    after = None
     if decay is not None:
         old -= old * decay
+        after = add_log(before, decay)
         columns.append(tf.where(new, before, history[:, -4:-2]))
         columns.append(tf.broadcast_to(after, [plan.window, 2]))
-    return tf.concat([old + f, *columns], axis=1)
+    return tf.concat([old + f, *columns], axis=1), after
 
 
 def add_log(total: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
