@@ -157,7 +157,7 @@ class Adam(optimizer.RowOptimizer):
             one_minus_beta_2=tf.constant(1 - step.beta_2, step.t.dtype),
         )
 
-    def _plan(self, beta_1: float) -> tails.Plan:
+    def _make_plan(self, beta_1: float) -> tails.Plan:
         ratio = beta_1
         if not self.amsgrad:
             root = math.sqrt(self.beta_2)

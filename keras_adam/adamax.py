@@ -109,7 +109,7 @@ class AdaMax(optimizer.RowOptimizer):
             beta_2=tf.constant(step.beta_2, step.t.dtype),
         )
 
-    def _plan(self, beta_1: float) -> tails.Plan:
+    def _make_plan(self, beta_1: float) -> tails.Plan:
         return tails.Plan(
             beta_1,
             self.beta_2,

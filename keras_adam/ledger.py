@@ -36,7 +36,6 @@ class History(tf.Module):
 
     def __init__(self, plan: Plan, decays: bool, dtype: str) -> None:
         super().__init__(name="history")
-        self.plan = plan
         with tf.init_scope():
             self.ring = tf.Variable(
                 tf.zeros([LENGTH, plan.columns + 4 * decays], dtype), trainable=False
@@ -45,12 +44,12 @@ class History(tf.Module):
         self.decays = decays
 
     def advance(
-        self, t: tf.Tensor, lead: Any, beta_1: Any, decay: tf.Tensor | None
+        self, plan: Plan, t: tf.Tensor, lead: Any, beta_1: Any, decay: tf.Tensor | None
     ) -> None:
         """Adds step t, at which every row that is not updated is skipped."""
-        places = (t - tf.range(1, self.plan.window + 1)) % LENGTH
+        places = (t - tf.range(1, plan.window + 1)) % LENGTH
         before = self.log_decay.read_value() if self.decays else None
-        advance = rows.compiled(tails.advance, self.plan)
+        advance = rows.compiled(tails.advance, plan)
         new, after = advance(
             *(tf.gather(self.ring, places), tf.cast(t, self.ring.dtype)),
             *(lead, beta_1, decay, before),
@@ -64,113 +63,94 @@ class Debts(NamedTuple):
     """One table's."""
 
     history: History
+    plan: Plan
     tail: Tail
     last: tf.Variable  # the step of each row's last update
     t: tf.Tensor  # the steps done, int32
 
-    def of(self, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """The first arguments of `tails.owed`, for rows last updated at these steps."""
+    def settled(self, values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
+        """Rows as they would be had no step skipped them.
+
+        Args:
+            values: Rows of theta and of the state, or whole tables.
+            last: Their steps of last update.
+        """
         last = tf.cast(last, tf.int32)
         gap = tf.cast(self.t - last, self.history.ring.dtype)
         log_decay = self.history.log_decay.read_value() if self.history.decays else None
-        return tf.gather(self.history.ring, last % LENGTH), gap, log_decay
+        settle = rows.compiled(_settled, self.tail, self.plan)
+        return settle(values, tf.gather(self.history.ring, last % LENGTH), gap, log_decay)
+
+
+def _settled(tail: Tail, plan: Plan, values: Any, *debts: Any) -> list[Any]:
+    theta, *state = values
+    dtype = state[0].dtype
+    theta = tf.cast(theta, dtype)
+    owed = tails.owed(plan, *debts, len(theta.shape), dtype)
+    paid, state = tail(plan, state, owed)
+    if owed.decay is not None:
+        paid += theta * owed.decay
+    return [theta - paid, *state]
 
 
 class Reading(NamedTuple):
-    """Rows read by a forward pass, for the update after it to go on from."""
+    """Rows that a forward pass read, for the update after it to go on from."""
 
-    ids: tf.Tensor  # `[k]`, lengthened
-    count: tf.Tensor  # without that
-    theta: tf.Tensor  # `[k, ...]`, brought to date
-    state: list[tf.Tensor]  # not brought to date
-    last: tf.Tensor  # `[k]`
-    owed: tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
-
-
-def settled(
-    tail: Tail,
-    plan: Plan,
-    theta: tf.Tensor,
-    state: Sequence[tf.Tensor],
-    *debts: tf.Tensor | None,
-) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """Rows, and their state, as they would be had no step skipped them."""
-    theta = tf.cast(theta, state[0].dtype)
-    paid, state = _pay(tail, plan, theta, state, *debts)
-    return theta - paid, state
-
-
-def _pay(
-    tail: Tail, plan: Plan, theta: Any, state: Any, *debts: Any
-) -> tuple[Any, Any]:
-    """What to take off theta, and the state then; theta only for weight decay."""
-    owed = tails.owed(plan, *debts, len(state[0].shape), state[0].dtype)
-    paid, state = tail(plan, state, owed)
-    return paid if owed.decay is None else paid + theta * owed.decay, state
-
-
-def _paid(*args: Any) -> Any:
-    return _pay(*args)[0]
+    ids: tf.Tensor  # distinct
+    lengthened: tf.Tensor  # `[k]`
+    values: list[tf.Tensor]  # of theta and the state, `[k, ...]`, brought to date
 
 
 def read(
-    table: tf.Variable,
-    state: Sequence[tf.Variable],
-    ids: tf.Tensor,
-    places: tf.Variable,
-    debts: Debts,
+    tables: list[tf.Variable], ids: tf.Tensor, places: tf.Variable, debts: Debts
 ) -> tuple[tf.Tensor, Reading]:
     """Rows as dense Adam would have them now; writes nothing.
 
     Args:
-        table: The table.
-        state: The rule's state variables.
+        tables: Theta and the state.
         ids: Of any shape.
         places: `rows.Workspace(table).places`.
         debts: What the rows owe.
     """
-    flat = tf.reshape(ids, [-1])
-    d = rows.distinct(flat, places, sweep(table.shape[0], debts.t))
+    shape = tables[0].shape
+    d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
     k = rows.lengthened(d.ids)
-    last = tf.gather(debts.last, k)
-    theta, *values = (tf.gather(x, k) for x in (table, *state))
-    owed = debts.of(last)
-    # Only what is owed is compiled: theta has a gradient to let through.
-    paid = rows.compiled(_paid, debts.tail, debts.history.plan)
-    now = tf.cast(theta, values[0].dtype)
-    now -= paid(tf.stop_gradient(now) if owed[2] is not None else None, values, *owed)
-    out = _repeat(tf.cast(now, table.dtype), d.place)
-    out = tf.reshape(out, tf.concat([tf.shape(ids), table.shape[1:]], axis=0))
-    reading = Reading(k, tf.shape(d.ids)[0], tf.stop_gradient(now), values, last, owed)
-    return tf.ensure_shape(out, [*ids.shape, *table.shape[1:]]), reading
+    values = [tf.gather(x, k) for x in tables]
+    # The rows' gradient is the table's: what is owed does not depend on the batch.
+    detached = [tf.stop_gradient(x) for x in values]
+    now = debts.settled(detached, tf.gather(debts.last, k))
+    out = _repeat(values[0], tf.cast(now[0], tables[0].dtype), d.place)
+    out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
+    out = tf.ensure_shape(out, [*ids.shape, *shape[1:]])
+    return out, Reading(d.ids, k, now)
 
 
 @tf.custom_gradient
-def _repeat(x: tf.Tensor, place: tf.Tensor) -> Any:
-    """`tf.gather` whose gradient is dense."""
-    n = tf.shape(x)[0]
-    return tf.gather(x, place), lambda g: (
-        tf.math.unsorted_segment_sum(g, place, n),
-        None,
-    )
+def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
+    """`tf.gather(now, place)`, with the gradient of theta there, as a tensor."""
+    n = tf.shape(now)[0]
+
+    def gradient(g: tf.Tensor) -> Any:
+        return tf.math.unsorted_segment_sum(g, place, n), None, None
+
+    return tf.gather(now, place), gradient
 
 
-def settle_table(
-    table: tf.Variable, state: Sequence[tf.Variable], debts: Debts
-) -> None:
+def settle_table(tables: list[tf.Variable], debts: Debts) -> None:
     """Brings all rows to date, in a pass over the table."""
-    values = [x.read_value() for x in (table, *state)]
-    theta, new = settled(
-        debts.tail,
-        debts.history.plan,
-        values[0],
-        values[1:],
-        *debts.of(debts.last.read_value()),
-    )
-    table.assign(tf.cast(theta, table.dtype))
-    for x, value in zip(state, new):
-        x.assign(value)
-    debts.last.assign(tf.fill(debts.last.shape, tf.cast(debts.t, debts.last.dtype)))
+    values = [x.read_value() for x in tables]
+    for x, value in zip(tables, debts.settled(values, debts.last.read_value())):
+        x.assign(tf.cast(value, x.dtype))
+    mark(debts, None, debts.t, tables)
+
+
+def mark(debts: Debts, ids: tf.Tensor | None, t: tf.Tensor, tables: Any) -> None:
+    """These rows, or all, were updated at step t, and are written already."""
+    t = rows.after(tf.cast(t, tf.uint32), *tables)
+    if ids is None:
+        debts.last.assign(tf.fill(debts.last.shape, t))
+    else:
+        rows.scatter(debts.last, ids, tf.fill(tf.shape(ids), t))
 
 
 def sweep(table_rows: int, t: tf.Tensor) -> tf.Tensor:

@@ -5,6 +5,7 @@ The only file that knows the internals of Keras's optimizers.
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,6 @@ from keras_adam.update import (
     compile_assign,
     takes_kernel,
     update,
-    update_exactly,
 )
 
 SPARSE_UPDATES = ("exact", "lazy", "dense")
@@ -64,7 +64,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
       step.
 
-    A subclass gives `rule`, `tail`, `_plan`, `_state`, `_state_size`,
+    A subclass gives `rule`, `tail`, `_make_plan`, `_state`, `_state_size`,
     `_scalars`, `_lead`, `_has_kernel` and `_kernel`.
     """
 
@@ -111,7 +111,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """The rule's last argument."""
         raise NotImplementedError
 
-    def _plan(self, beta_1: float) -> Plan:
+    def _make_plan(self, beta_1: float) -> Plan:
         """What the tails look like, beta_1 being at most this."""
         raise NotImplementedError
 
@@ -157,6 +157,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
             compiled=compile_assign(),
             settlers={},
             readings={},
+            rounded={},
             by_rows=set(),
             not_by_rows=set(),
         )
@@ -186,9 +187,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if not owned:
             return
         kinds = {self._decays(v) for v in owned}
-        plan = self._plan(self._largest_beta_1())
+        self._plan = self._make_plan(self._largest_beta_1())
         dtype = max(state_dtype(v.dtype) for v in owned)
-        self._histories = [ledger.History(plan, kind, dtype) for kind in sorted(kinds)]
+        self._histories = [
+            ledger.History(self._plan, kind, dtype) for kind in sorted(kinds)
+        ]
         for v in owned:
             ledger.set_owner(v, self)
 
@@ -246,7 +249,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if mode == "exact":
             reading = self._untracked.readings.get(i)
             if at_once and reading is not None and _is_gradient_of(g, reading):
-                return Rows(values, reading.ids, reading)
+                return Rows(values, reading.ids)
             more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
         d = rows.distinct(g.indices, self._untracked.workspaces[i].places, more)
         return rows.sum_repeats(values, d, room=mode == "exact" and at_once)
@@ -324,16 +327,14 @@ class RowOptimizer(keras.optimizers.Optimizer):
     def _step(self, learning_rate: Any, dtype: str, kernel: bool) -> Step:
         t = tf.cast(self.iterations, dtype) + 1
         alpha = tf.cast(learning_rate, dtype)
-        # A kernel takes betas in the variable's dtype: one that knows 0.999
-        # as 0.99900001 is Adam for that beta, and needs its correction.
         beta_1, beta_2 = self.beta_1, self.beta_2
         if kernel:
-            beta_2 = float(np.dtype(dtype).type(beta_2))
+            [beta_2] = self._rounded(dtype, beta_2)
         if callable(beta_1):
             c_1 = tf.cast(self._correction_1, dtype)
             return Step(alpha, 1 - tf.cast(self._beta_1(), dtype), c_1, beta_2, t)
         if kernel:
-            beta_1 = float(np.dtype(dtype).type(beta_1))
+            [beta_1] = self._rounded(dtype, beta_1)
         one_minus_beta_1 = tf.constant(1 - beta_1, dtype)
         return Step(alpha, one_minus_beta_1, one_minus_power(beta_1, t), beta_2, t)
 
@@ -350,23 +351,13 @@ class RowOptimizer(keras.optimizers.Optimizer):
             native = _native(variable)
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
-            exactly = i in self._untracked.by_rows
-            self._untracked.readings.pop(i, None)
-            kernel = (
-                self._has_kernel()
-                and not exactly
-                and takes_kernel(g, variable, decays)
-            )
+            kernel = self._has_kernel() and takes_kernel(g, variable, decays)
             if (dtype, kernel) not in scalars:
                 step = self._step(learning_rate, dtype, kernel)
                 scalars[dtype, kernel] = step.alpha, self._scalars(step)
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
-            args = (g, [_native(x) for x in self._state(i)], s, decay)
-            if exactly:
-                kwargs = {"rule": self.rule, "debts": self._debts(i)}
-                updates.append((update_exactly, native, args, kwargs))
-                continue
+            state = [_native(x) for x in self._state(i)]
             kwargs = {
                 "rule": self.rule,
                 "kernel": self._kernel if kernel else None,
@@ -374,12 +365,13 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 if isinstance(g, Rows)
                 else [],
                 "compiled": self._untracked.compiled,
+                "values": self._settled_rows(i, g),
             }
-            updates.append((update, native, args, kwargs))
+            updates.append((native, (g, state, s, decay), kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
             _update_all, self._distribution_strategy, updates
         )
-        self._advance(set(indices), learning_rate)
+        self._end_step(dict(zip(indices, grads)), learning_rate)
 
     # Rows that a step skips: exact mode.
 
@@ -409,43 +401,82 @@ class RowOptimizer(keras.optimizers.Optimizer):
             if tf.reduce_max(last) == 0:  # all steps so far were dense
                 last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
 
-    def _debts(self, i: int) -> ledger.Debts:
-        decays = self._decays(self._trainable_variables[i])
-        [history] = [h for h in self._histories if h.decays == decays]
-        t = tf.cast(self.iterations, tf.int32)
-        return ledger.Debts(history, self.tail, _native(self._last[i]), t)
+    def _tables(self, i: int) -> list[tf.Variable]:
+        return [_native(x) for x in (self._trainable_variables[i], *self._state(i))]
 
-    def _advance(self, present: set[int], learning_rate: Any) -> None:
-        """Ends a step for the rows that were not in it."""
+    def _debts(self, i: int, rounded: bool | None = None) -> ledger.Debts:
+        """What the i-th variable's rows owe, by the betas of the kernel or the rule."""
+        variable = self._trainable_variables[i]
+        dtype = state_dtype(variable.dtype)
+        if rounded is None:
+            rounded = (
+                self._has_kernel() and dtype == variable.dtype and not rows.in_xla()
+            )
+            self._untracked.rounded[i] = rounded
+        plan = self._plan
+        if rounded:
+            beta_1, beta_2 = self._rounded(dtype, plan.beta_1, plan.beta_2)
+            plan = dataclasses.replace(plan, beta_1=beta_1, beta_2=beta_2)
+        [history] = [h for h in self._histories if h.decays == self._decays(variable)]
+        t = tf.cast(self.iterations, tf.int32)
+        return ledger.Debts(history, plan, self.tail, _native(self._last[i]), t)
+
+    @staticmethod
+    def _rounded(dtype: str, *betas: float) -> list[float]:
+        # A kernel takes betas in the variable's dtype: one that knows 0.999
+        # as 0.99900001 is Adam for that beta, and needs its correction.
+        return [float(np.dtype(dtype).type(beta)) for beta in betas]
+
+    def _settled_rows(self, i: int, g: Any) -> list[tf.Tensor] | None:
+        """The rows a gradient is for, brought to date; None: as they stand."""
+        reading = self._untracked.readings.pop(i, None)
+        if i not in self._untracked.by_rows:
+            return None
+        if not isinstance(g, Rows):
+            self._settle(i)
+            return None
+        if reading is not None and g.ids is reading.ids:
+            return reading.values
+        debts = self._debts(i)
+        *values, last = rows.gather([*self._tables(i), debts.last], g)
+        return debts.settled(values, last)
+
+    def _end_step(self, grads: dict[int, Any], learning_rate: Any) -> None:
+        """Notes which rows the step updated, and what it adds to others' debts."""
         by_rows = self._untracked.by_rows
         if not tf.executing_eagerly():
             exact = {i for i, last in enumerate(self._last) if last is not None}
             self._untracked.not_by_rows |= exact - by_rows
-        tables = [_native(x) for i in by_rows & present for x in (self._trainable_variables[i], *self._state(i))]
-        t = rows.after(tf.cast(self.iterations + 1, tf.uint32), *tables)
-        for i in by_rows - present:
-            # No gradient at all is no step, not one with a gradient of 0.
-            self._settle(i)
-            last = _native(self._last[i])
-            last.assign(tf.fill(last.shape, t))
-        histories = {id(h): h for h in (self._debts(i).history for i in by_rows)}
-        for history in histories.values():
-            dtype = history.ring.dtype.name
-            step = self._step(learning_rate, dtype, kernel=False)
-            history.advance(
-                tf.cast(t, tf.int32),
+        t = self.iterations + 1
+        for i in by_rows:
+            g = grads.get(i)
+            if g is None:  # no gradient is no step, not a gradient of 0
+                self._settle(i)
+            ids = g.ids if isinstance(g, Rows) else None
+            ledger.mark(self._debts(i), ids, t, self._tables(i))
+        debts = {self._decays(self._trainable_variables[i]): i for i in by_rows}
+        tables = [x for i in by_rows for x in self._tables(i)]
+        t = tf.cast(rows.after(tf.cast(t, tf.uint32), *tables), tf.int32)
+        for i in debts.values():
+            d = self._debts(i)
+            dtype = d.history.ring.dtype.name
+            step = self._step(learning_rate, dtype, self._untracked.rounded[i])
+            d.history.advance(
+                d.plan,
+                t,
                 self._lead(self._scalars(step)),
                 1 - step.one_minus_beta_1 if callable(self.beta_1) else None,
-                step.alpha * self.weight_decay if history.decays else None,
+                step.alpha * self.weight_decay if d.history.decays else None,
             )
 
     def _settle(self, i: int) -> None:
         settlers = self._untracked.settlers
         if i not in settlers:
-            table = _native(self._trainable_variables[i])
-            state = [_native(x) for x in self._state(i)]
             settlers[i] = tf.function(
-                lambda: ledger.settle_table(table, state, self._debts(i)),
+                lambda: ledger.settle_table(
+                    self._tables(i),
+                    self._debts(i, self._untracked.rounded.get(i, False)),
+                ),
                 jit_compile=True,
             )
         settlers[i]()
@@ -482,13 +513,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """
         i = self._get_variable_index(variable)
         self._note_by_rows(i)
-        out, self._untracked.readings[i] = ledger.read(
-            _native(variable),
-            [_native(x) for x in self._state(i)],
-            ids,
-            self._untracked.workspaces[i].places,
-            self._debts(i),
-        )
+        places = self._untracked.workspaces[i].places
+        out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
+        self._untracked.readings[i] = reading
         return out
 
     def finalize_variable_values(self, var_list: Any) -> None:
@@ -558,9 +585,11 @@ def _is_gradient_of(g: tf.IndexedSlices, reading: ledger.Reading) -> bool:
     if tf.executing_eagerly() or g.values.graph is not reading.ids.graph:
         return False
     op = g.indices.op
-    return op.type == "Reshape" and op.inputs[0] is reading.ids
+    return op.type == "Reshape" and op.inputs[0] is reading.lengthened
 
 
 def _update_all(strategy: Any, updates: list[Any]) -> None:
-    for f, variable, args, kwargs in updates:
-        strategy.extended.update(variable, f, args=args, kwargs=kwargs, group=False)
+    for variable, args, kwargs in updates:
+        strategy.extended.update(
+            variable, update, args=args, kwargs=kwargs, group=False
+        )

@@ -7,7 +7,7 @@ graph mode and under XLA.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,6 @@ class Rows(NamedTuple):
 
     values: tf.Tensor
     ids: tf.Tensor
-    reading: Any = None  # the `ledger.Reading` these are the rows of, if they are
 
     def __truediv__(self, scale: Any) -> Rows:
         return self._replace(values=self.values / scale)
@@ -126,8 +125,11 @@ def lengthened(ids: tf.Tensor) -> tf.Tensor:
     """Ids with enough of row 0 after them for `compiled`."""
     if in_xla():
         return ids
-    n = tf.shape(ids)[0]
-    return tf.pad(ids, [[0, round_up(n) - n]])
+    return pad(ids, round_up(tf.shape(ids)[0]))
+
+
+def pad(ids: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
+    return tf.pad(ids, [[0, n - tf.shape(ids)[0]]])
 
 
 def round_up(n: tf.Tensor) -> tf.Tensor:
@@ -180,8 +182,20 @@ def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
     return Rows(tf.gather(table, ids), ids)
 
 
+def gather(tables: Sequence[tf.Variable], g: Rows) -> list[tf.Tensor]:
+    """The rows of theta and of the state that a gradient is for, with its room."""
+    ids = g.ids if in_xla() else pad(g.ids, tf.shape(g.values)[0])
+    # While the forward pass still holds a read of the whole variable, a gather from
+    # it copies it: wait for the gradient.
+    with tf.control_dependencies([g.values]):
+        theta = tf.gather(tables[0], ids)
+    return [theta, *(tf.gather(x, ids) for x in tables[1:])]
+
+
 def scatter(table: tf.Variable, ids: tf.Tensor, values: tf.Tensor) -> None:
-    """Writes distinct rows into a table, in place."""
+    """Writes distinct rows into a table, in place; not the room after them."""
+    if not in_xla():
+        values = values[: tf.shape(ids)[0]]
     table.scatter_update(tf.IndexedSlices(tf.cast(values, table.dtype), ids))
     if not in_xla():
         # A scatter leaves the variable in a mode in which each later read of

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_adam import ledger, rows
+from keras_adam import rows
 from keras_adam.rows import Rows
 
 
@@ -53,6 +52,7 @@ def update(
     kernel: Callable[..., None] | None,
     copies: Sequence[tf.Variable],
     compiled: Callable[..., None],
+    values: Sequence[tf.Tensor] | None = None,
 ) -> None:
     """Takes one step on a variable, or on some of its rows, in place.
 
@@ -66,14 +66,12 @@ def update(
         kernel: A kernel that computes it, if `takes_kernel`.
         copies: For `Rows` and a kernel: `Workspace.copies`.
         compiled: From `compile_assign`.
+        values: For `Rows`: those of theta and the state, if not what the variables
+            hold.
     """
     tables = [variable, *state]
     if isinstance(g, Rows):
-        # While the forward pass still holds a read of the whole variable, a
-        # gather from it copies it: wait for the gradient.
-        with tf.control_dependencies([g.values]):
-            theta = tf.gather(variable, g.ids)
-        values = [theta, *(tf.gather(x, g.ids) for x in state)]
+        values = [*(values or rows.gather(tables, g))]
         if kernel is None:
             values = _apply(rule, values, g.values, scalars, decay)
         else:
@@ -90,78 +88,6 @@ def update(
         _assign(rule, tables, g, scalars, decay)
     else:
         compiled(rule, tables, g, scalars, decay)
-
-
-def update_exactly(
-    variable: tf.Variable,
-    g: tf.Tensor | Rows,
-    state: Sequence[tf.Variable],
-    scalars: Any,
-    decay: tf.Tensor | None,
-    *,
-    rule: Rule,
-    debts: ledger.Debts,
-) -> None:
-    """Brings rows to date and takes one step on them: all that `g` has a value for.
-
-    Args:
-        variable: The weights, of any float dtype.
-        g: Their gradient, in the dtype of the state.
-        state: The rule's state variables, shaped like `variable`.
-        scalars: The rule's last argument.
-        decay: The share of the weights to take off first.
-        rule: What to compute.
-        debts: What the rows owe.
-    """
-    tables = [variable, *state]
-    if isinstance(g, Rows):
-        reading = g.reading or _rows_of(tables, g, debts)
-        values, n = g.values, reading.count
-    else:
-        last = debts.last.read_value()
-        theta, *values = (x.read_value() for x in tables)
-        reading = ledger.Reading(None, None, theta, values, last, debts.of(last))
-        values = g
-    is_read = isinstance(g, Rows) and g.reading is not None
-    step = rows.compiled(
-        _settle_and_step, rule, debts.tail, debts.history.plan, is_read
-    )
-    new = step(reading.theta, values, reading.state, scalars, decay, *reading.owed)
-    t = tf.cast(debts.t + 1, debts.last.dtype)
-    for x, value in [*zip(tables, new), (debts.last, None)]:
-        if value is None:
-            value = tf.fill(tf.shape(reading.last), rows.after(t, *tables))
-        if reading.ids is None:
-            x.assign(tf.cast(value, x.dtype))
-        else:
-            rows.scatter(x, reading.ids[:n], value[:n])
-
-
-def _rows_of(tables: list[tf.Variable], g: Rows, debts: ledger.Debts) -> ledger.Reading:
-    ids = rows.lengthened(g.ids)
-    # While the forward pass still holds a read of the whole variable, a gather from
-    # it copies it: wait for the gradient.
-    with tf.control_dependencies([g.values]):
-        theta = tf.gather(tables[0], ids)
-    state = [tf.gather(x, ids) for x in tables[1:]]
-    last = tf.gather(debts.last, ids)
-    return ledger.Reading(ids, tf.shape(g.ids)[0], theta, state, last, debts.of(last))
-
-
-def _settle_and_step(
-    rule: Rule,
-    tail: ledger.Tail,
-    plan: Any,
-    is_read: bool,
-    theta: Any,
-    g: Any,
-    state: Any,
-    scalars: Any,
-    decay: Any,
-    *owed: Any,
-) -> list[Any]:
-    now, state = ledger.settled(tail, plan, theta, state, *owed)
-    return _apply(rule, [theta if is_read else now, *state], g, scalars, decay)
 
 
 def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
