@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 # A tail's error as a share of itself: of the polynomial, and of the window.
-POLYNOMIAL = 5e-6
+POLYNOMIAL = 1e-6
 FORGOTTEN = 1e-8
 # A row pays for coefficients, a step for the window; powers of z want few nodes.
 MOST_COEFFICIENTS = 128
