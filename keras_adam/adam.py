@@ -123,12 +123,9 @@ class Adam(optimizer.RowOptimizer):
         self.epsilon_hat = epsilon_hat
         self.bias_correction = bias_correction
         self.amsgrad = amsgrad
+        self._check_exact()
 
-    def build(self, variables: list[Any]) -> None:
-        """Creates m, v and, with amsgrad, the maximum of v, all 0."""
-        if self.built:
-            return
-        super().build(variables)
+    def _build_state(self, variables: list[Any]) -> None:
         self._momentums, self._velocities = self.add_optimizer_variables(
             variables, ["momentum", "velocity"]
         )
@@ -140,9 +137,6 @@ class Adam(optimizer.RowOptimizer):
     def _state(self, i: int) -> list[Any]:
         hats = [self._velocity_hats[i]] if self.amsgrad else []
         return [self._momentums[i], self._velocities[i], *hats]
-
-    def _state_size(self) -> int:
-        return 3 if self.amsgrad else 2
 
     def _scalars(self, step: update.Step) -> AdamScalars:
         c_1 = c_2 = tf.ones_like(step.t)

@@ -88,19 +88,13 @@ class AdaMax(optimizer.RowOptimizer):
         **base: Any,
     ) -> None:
         super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+        self._check_exact()
 
-    def build(self, variables: list[Any]) -> None:
-        """Creates m and u, all 0."""
-        if self.built:
-            return
-        super().build(variables)
+    def _build_state(self, variables: list[Any]) -> None:
         self._m, self._u = self.add_optimizer_variables(variables, ["momentum", "norm"])
 
     def _state(self, i: int) -> list[Any]:
         return [self._m[i], self._u[i]]
-
-    def _state_size(self) -> int:
-        return 2
 
     def _scalars(self, step: update.Step) -> AdaMaxScalars:
         return AdaMaxScalars(

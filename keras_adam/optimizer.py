@@ -64,8 +64,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
       step.
 
-    A subclass gives `rule`, `tail`, `_make_plan`, `_state`, `_state_size`,
-    `_scalars`, `_lead`, `_has_kernel` and `_kernel`.
+    A subclass gives `rule`, `tail`, `_make_plan`, `_build_state`, `_state`, `_scalars`,
+    `_lead`, `_has_kernel` and `_kernel`.
     """
 
     rule: Rule
@@ -99,12 +99,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
 
     # What a subclass gives.
 
-    def _state(self, i: int) -> list[Any]:
-        """The state variables of the i-th variable."""
+    def _build_state(self, variables: list[Any]) -> None:
+        """Creates the state variables."""
         raise NotImplementedError
 
-    def _state_size(self) -> int:
-        """How many they are."""
+    def _state(self, i: int) -> list[Any]:
+        """The state variables of the i-th variable."""
         raise NotImplementedError
 
     def _scalars(self, step: Step) -> Any:
@@ -133,6 +133,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
     # State.
 
     def build(self, variables: list[Any]) -> None:
+        """Creates the state, all 0."""
+        if self.built:
+            return
         for v in variables:
             if "float" not in keras.backend.standardize_dtype(v.dtype):
                 raise ValueError(
@@ -146,21 +149,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 "optimizer outside its scope, or use keras.optimizers.Adam there."
             )
         super().build(variables)
-        # A plain object keeps Keras and TensorFlow from saving what it holds.
-        self._untracked = types.SimpleNamespace(
-            workspaces=[
-                rows.Workspace(_native(v), copies=self._state_size() + 1)
-                if len(v.shape)
-                else None
-                for v in variables
-            ],
-            compiled=compile_assign(),
-            settlers={},
-            readings={},
-            rounded={},
-            by_rows=set(),
-            not_by_rows=set(),
-        )
+        self._build_state(variables)
         if callable(self.beta_1):
             dtypes = {state_dtype(v.dtype) for v in variables}
             self._correction_1 = self.add_variable(
@@ -172,7 +161,21 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 self.add_variable(v.shape[:1], dtype="float32", name="touched")
                 for v in variables
             ]
-
+        # A plain object keeps Keras and TensorFlow from saving what it holds.
+        self._untracked = types.SimpleNamespace(
+            workspaces=[
+                rows.Workspace(_native(v), copies=len(self._state(i)) + 1)
+                if len(v.shape)
+                else None
+                for i, v in enumerate(variables)
+            ],
+            compiled=compile_assign(),
+            by_rows=set(),
+            not_by_rows=set(),
+            readings={},
+            rounded={},
+            settlers={},
+        )
         self._build_ledger(variables)
 
     def _build_ledger(self, variables: list[Any]) -> None:
@@ -194,6 +197,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
         ]
         for v in owned:
             ledger.set_owner(v, self)
+
+    def _check_exact(self) -> None:
+        """Raises where exact mode does not hold; with a schedule, `build` does."""
+        if self.sparse_updates == "exact" and not callable(self.beta_1):
+            self._make_plan(self.beta_1)
 
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
@@ -398,7 +406,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         ledger.settle_when_read(variable)
         with tf.init_scope():
             last = _native(self._last[i])
-            if tf.reduce_max(last) == 0:  # all steps so far were dense
+            if tf.reduce_max(last) < tf.cast(self.iterations, last.dtype):
+                # Not one row was updated at the last step, so it was a dense one.
                 last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
 
     def _tables(self, i: int) -> list[tf.Variable]:
@@ -497,9 +506,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
             if last is None:
                 continue
             last = _native(last)
-            if i not in self._untracked.by_rows and tf.reduce_max(last) == 0:
-                continue
-            if tf.reduce_min(last) < tf.cast(self.iterations, last.dtype):
+            t = tf.cast(self.iterations, last.dtype)
+            by_rows = i in self._untracked.by_rows or tf.reduce_max(last) == t
+            if by_rows and tf.reduce_min(last) < t:
                 self._settle(i)
         for history in getattr(self, "_histories", []):
             history.log_decay.assign(tf.zeros_like(history.log_decay))
@@ -525,6 +534,23 @@ class RowOptimizer(keras.optimizers.Optimizer):
     def save_own_variables(self, store: Any) -> None:
         self.settle()
         super().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads a state, also one that was saved in another mode, or by Keras.
+
+        Saved rows are up to date, so all they lack is the step of their update.
+        """
+        last = [x for x in self._last if x is not None]
+        rest = self.variables[: len(self.variables) - len(last)]
+        tables = [v for v in self._trainable_variables if len(v.shape)]
+        others = {len(rest), len(rest) + len(tables)} - {len(self.variables)}
+        if len(store.keys()) not in others:
+            super().load_own_variables(store)
+            return
+        for i, variable in enumerate(rest):
+            variable.assign(store[str(i)])
+        for x in last:
+            x.assign(tf.fill(x.shape, tf.cast(self._iterations, x.dtype)))
 
     # The average.
 

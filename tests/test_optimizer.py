@@ -72,7 +72,7 @@ CONFIGS = {
     "adam_options": lambda: keras_adam.Adam(
         0.01, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
     ),
-    "adamax": lambda: keras_adam.AdaMax(0.01, beta_2=0.9, global_clipnorm=1.0),
+    "adamax": lambda: keras_adam.AdaMax(0.01, beta_2=0.95, global_clipnorm=1.0),
 }
 
 
@@ -123,8 +123,14 @@ def test_round_trip_continues_bit_for_bit(tmp_path, name, how, jit):
 def test_what_is_saved_is_what_keras_saves(tmp_path):
     """The memory that rows work in is not among it."""
     saved = []
-    for i, cls in enumerate((keras.optimizers.Adam, keras_adam.Adam)):
-        model = compiled(cls(), jit=True)
+    for i, optimizer in enumerate(
+        [
+            keras.optimizers.Adam(),
+            keras_adam.Adam(sparse_updates="lazy"),
+            keras_adam.Adam(),
+        ]
+    ):
+        model = compiled(optimizer, jit=True)
         fit(model)
         path = tf.train.Checkpoint(model.optimizer).save(str(tmp_path / str(i)))
         saved.append(
@@ -135,6 +141,37 @@ def test_what_is_saved_is_what_keras_saves(tmp_path):
             )
         )
     assert saved[0] == saved[1]
+    # In exact mode also the steps of the rows' last updates, and the history.
+    assert len(saved[2]) == len(saved[0]) + len(model.trainable_variables) + 2
+
+
+@JIT
+@pytest.mark.parametrize("new", cases.MODES)
+@pytest.mark.parametrize("old", ["keras", *cases.MODES])
+def test_a_state_loads_into_another_mode(tmp_path, old, new, jit):
+    """And a row is then behind by nothing."""
+    make = {"keras": lambda: keras.optimizers.Adam(0.01)}
+    for mode in cases.MODES:
+        make[mode] = lambda mode=mode: keras_adam.Adam(0.01, sparse_updates=mode)
+    model, copy = compiled(make[old](), jit), compiled(make[new](), jit)
+    fit(model)
+    copy.optimizer.build(copy.trainable_variables)
+    model.save_weights(tmp_path / "model.weights.h5")
+    copy.load_weights(tmp_path / "model.weights.h5")
+    for a, b in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    n = len(copy.trainable_variables)
+    for a, b in zip(
+        model.optimizer.variables[: 2 + 2 * n],
+        copy.optimizer.variables[: 2 + 2 * n],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    before = copy.get_weights()
+    copy.optimizer.settle()
+    for a, b in zip(before, copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(copy.optimizer.iterations) == 6
 
 
 def test_keras_adam_state_has_the_same_places():
@@ -401,10 +438,25 @@ def test_bad_epsilon(epsilon):
         keras_adam.Adam(epsilon=epsilon)
 
 
-@CLASSES
-def test_exact_is_not_there_yet(cls):
-    with pytest.raises(NotImplementedError, match=r"exact.*not there yet.*lazy"):
-        cls(sparse_updates="exact")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras_adam.Adam(beta_1=0.9, beta_2=0.81),
+        lambda: keras_adam.Adam(beta_1=0.95, beta_2=0.9),
+        lambda: keras_adam.Adam(beta_1=0.0, beta_2=0.0),
+        lambda: keras_adam.AdaMax(beta_1=0.9, beta_2=0.9),
+        lambda: keras_adam.Adam(beta_1=0.99984, beta_2=0.9999, amsgrad=True),
+    ],
+)
+def test_exact_says_for_which_betas_it_is_not(make):
+    with pytest.raises(ValueError, match=r"exact.*beta_1=0\.\d+.*\"dense\""):
+        make()
+
+
+def test_exact_says_for_which_beta_1_schedule_it_is_not():
+    optimizer = keras_adam.Adam(beta_1=lambda step: 1 - 0.5 ** (step + 1))
+    with pytest.raises(ValueError, match=r"beta_1.*Received"):
+        optimizer.build([keras.Variable([[1.0]])])
 
 
 @CLASSES

@@ -58,7 +58,7 @@ TORCH = {
     ),
     "adamax": (lambda: keras_adam.AdaMax(0.01), "Adamax", {"eps": 0}),
     "sparse_adam": (
-        lambda: keras_adam.Adam(0.01, epsilon_hat=True),
+        lambda: keras_adam.Adam(0.01, epsilon_hat=True, sparse_updates="lazy"),
         "SparseAdam",
         {},
     ),

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_adam
-from keras_adam import rows
+from keras_adam import ledger, rows
 
 LARGE, SMALL, WIDTH, IDS = 1_000_000, 10_000, 16, 256
 
@@ -23,7 +23,7 @@ def test_sum_repeats(jit):
 
     @tf.function(jit_compile=jit)
     def sum_repeats(values, ids):
-        return rows.sum_repeats(values, ids, places)
+        return rows.sum_repeats(values, rows.distinct(ids, places))
 
     for _ in range(2):  # the second time with what the first left behind
         summed = sum_repeats(values, ids)
@@ -35,10 +35,11 @@ def test_sum_repeats(jit):
     assert left_over == ([0.0, 0.0] if jit else None)
 
 
-def test_ids_outside_the_table_touch_nothing_under_xla():
+@pytest.mark.parametrize("mode", ["lazy", "exact"])
+def test_ids_outside_the_table_touch_nothing_under_xla(mode):
     """In graph mode TensorFlow raises; under XLA nothing can."""
     table = keras.Variable(np.ones((4, 2), np.float32))
-    optimizer = keras_adam.Adam(0.1)
+    optimizer = keras_adam.Adam(0.1, sparse_updates=mode)
     optimizer.build([table])
     shape = tf.constant([4, 2])
 
@@ -55,16 +56,17 @@ def test_ids_outside_the_table_touch_nothing_under_xla():
         tf.function(apply)(tf.constant([1, 7, -1]))
 
 
-def train_step(vocabulary, jit):
-    """A whole step of a model with the stock Embedding layer."""
+def train_step(vocabulary, jit, mode, layer):
+    """A whole step of a model with an Embedding layer."""
     model = keras.Sequential(
         [
-            keras.layers.Embedding(vocabulary, WIDTH),
+            layer(vocabulary, WIDTH),
             keras.layers.GlobalAveragePooling1D(),
             keras.layers.Dense(1),
         ]
     )
-    model.compile(optimizer=keras_adam.Adam(), loss="mse", jit_compile=jit)
+    optimizer = keras_adam.Adam(sparse_updates=mode)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
     x = np.random.default_rng(0).integers(0, SMALL, (IDS // 8, 8))
     y = np.zeros((len(x), 1), np.float32)
     model.train_on_batch(x, y)
@@ -76,10 +78,12 @@ def train_step(vocabulary, jit):
     return step
 
 
+@pytest.mark.parametrize("layer", [keras.layers.Embedding, keras_adam.Embedding])
+@pytest.mark.parametrize("mode", ["lazy", "exact"])
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-def test_time_does_not_grow_with_the_table(jit):
+def test_time_does_not_grow_with_the_table(jit, mode, layer):
     """100 times the rows; one copy of the table alone would take 10 times as long."""
-    steps = {v: train_step(v, jit) for v in (SMALL, LARGE)}
+    steps = {v: train_step(v, jit, mode, layer) for v in (SMALL, LARGE)}
     times = {v: [] for v in steps}
     for _ in range(60):
         for v, step in steps.items():
@@ -90,9 +94,11 @@ def test_time_does_not_grow_with_the_table(jit):
     assert large < 3 * small + 5e-4
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 0.1}], ids=["", "decay"])
+@pytest.mark.parametrize("mode", ["lazy", "exact"])
 @pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
-def test_no_table_sized_work_under_xla(cls):
-    optimizer = cls()
+def test_no_table_sized_work_under_xla(cls, mode, kwargs):
+    optimizer = cls(sparse_updates=mode, **kwargs)
     table = keras.Variable(np.ones((LARGE, WIDTH), np.float32))
     optimizer.build([table])
 
@@ -103,7 +109,8 @@ def test_no_table_sized_work_under_xla(cls):
 
     args = tf.ones((IDS, WIDTH)), tf.range(IDS)
     hlo = apply.experimental_get_compiler_ir(*args)(stage="optimized_hlo")
-    sized = set(re.findall(rf"= \w+\[{LARGE}\S* ([\w-]+)\(", hlo))
+    sizes = f"{LARGE}|{ledger.LENGTH}"
+    sized = set(re.findall(rf"= \w+\[(?:{sizes})\S* ([\w-]+)\(", hlo))
     # Ways to pass a buffer on and to write some of its rows; nothing that writes
     # it whole, such as copy, add, select or broadcast. (A scatter becomes a loop
     # of dynamic-update-slice in some versions of XLA.)

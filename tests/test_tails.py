@@ -1,0 +1,108 @@
+"""The closed form of what skipped steps owe, against their direct sum."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_adam import ledger, tails
+
+# (beta_1, beta_2, decays, corrected)
+PLANS = {
+    "adam": (0.9, 0.999, True, True),
+    "epsilon_hat": (0.9, 0.999, True, False),
+    "beta_2_0.99": (0.9, 0.99, True, True),
+    "beta_2_0.95": (0.9, 0.95, True, True),
+    "beta_2_0.9_hat": (0.9, 0.9, True, False),
+    "beta_1_0.99": (0.99, 0.999, True, True),
+    "beta_1_0.5": (0.5, 0.9, True, True),
+    "beta_1_0": (0.0, 0.999, True, True),
+    "amsgrad": (0.9, 0.999, False, True),
+    "amsgrad_hat": (0.9, 0.999, False, False),
+}
+EPSILON = 1e-8
+RATES = {
+    "constant": lambda t: 1.0,
+    "inverse_root": lambda t: t**-0.5,
+    "warm_up": lambda t: min(1.0, t / 50),
+    "by_hand": lambda t: 1.0 if t % 60 < 30 else 0.01,
+}
+
+
+def terms(plan, rate, t0, n):
+    """c and s of the n steps after t0, straight from the formulas."""
+    j = np.arange(1, n + 1, dtype=np.float64)
+    t = t0 + j
+    alpha = np.array([rate(x) for x in t])
+    c_2 = 1 - plan.beta_2**t if plan.corrected else np.ones(n)
+    v = plan.beta_2**j if plan.decays else np.ones(n)
+    return alpha * plan.beta_1**j / (1 - plan.beta_1**t), np.sqrt(v / c_2)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("name", PLANS)
+def test_tails_are_right_to_1e_5_of_themselves(name, rate):
+    """At every gap, for rows last updated at any step, of any gradient."""
+    beta_1, beta_2, decays, corrected = PLANS[name]
+    ratio = beta_1 / (math.sqrt(beta_2) if decays else 1)
+    plan = tails.Plan(
+        beta_1, beta_2, ratio, decays=decays, corrected=corrected, epsilon=EPSILON
+    )
+    rate = RATES[rate]
+    steps = 400 if plan.window < 400 else 2500
+    history = ledger.History(plan, False, "float32")
+    # Rows of all steps of last update, and of gradients from 1e-16 to 1e6.
+    r = tf.constant(10.0 ** np.arange(-16, 7)[None], tf.float32)
+
+    @tf.function
+    def advance(t, lead):
+        history.advance(plan, t, lead, None, None)
+
+    @tf.function(jit_compile=True)
+    def tail(t0, gap):
+        gap = tf.cast(tf.reshape(gap, [1]), tf.float32)
+        history_of = tf.gather(history.ring, [t0 % ledger.LENGTH])
+        owed = tails.owed(plan, history_of, gap, None, 2, tf.float32)
+        return tails.tail(owed, tf.ones_like(r), r, EPSILON)[0], owed.m, owed.v
+
+    first = (1, 2, 3, 7, 20, 61, 170)
+    start = 1
+    worst = 0.0
+    for later in (0, 100_000):  # in the middle of a long training, too
+        start = later + 1
+        for t in range(start, start + steps):
+            alpha = rate(float(t)) / (1 - beta_1**t)
+            advance(tf.constant(t), tf.constant(alpha, tf.float32))
+            for t0 in (later + k for k in first):
+                gap = t - t0
+                if gap < 1 or (gap > 12 and gap % 37 and t != start + steps - 1):
+                    continue
+                ours, m, v = tail(tf.constant(t0), tf.constant(gap))
+                c, s = terms(plan, rate, t0, gap)
+                truth = (c[:, None] / (s[:, None] * r.numpy() + EPSILON)).sum(0)
+                error = np.abs(ours.numpy() - truth) / np.maximum(truth, 1e-30)
+                worst = max(worst, error.max())
+                np.testing.assert_allclose(m, beta_1**gap, rtol=2e-5, atol=1e-38)
+                np.testing.assert_allclose(v, beta_2**gap, rtol=2e-5)
+    assert worst < 1e-5
+
+
+def test_long_sums_of_logarithms_keep_small_steps():
+    total = tf.zeros(2)
+    total += [-50.0, 0.0]
+    add = tf.function(tails.add_log, jit_compile=True)
+    for _ in range(2000):
+        total = add(total, tf.constant(1e-7))
+    found = total.numpy().astype(np.float64)
+    np.testing.assert_allclose(found.sum() + 50, 2000 * math.log1p(-1e-7), rtol=1e-4)
+
+
+def test_sweep_reaches_every_row_in_time(monkeypatch):
+    monkeypatch.setattr(ledger, "LENGTH", 8)
+    for rows in (1, 6, 7, 8, 30, 50):
+        last = np.zeros(rows, int)
+        for t in range(1, 40):
+            ids = ledger.sweep(rows, tf.constant(t)).numpy()
+            last[ids] = t
+            assert np.all(t - last < 8)
