@@ -6,6 +6,7 @@ The only file that knows the internals of Keras's optimizers.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -513,6 +514,12 @@ class RowOptimizer(keras.optimizers.Optimizer):
         for history in getattr(self, "_histories", []):
             history.log_decay.assign(tf.zeros_like(history.log_decay))
 
+    def __del__(self) -> None:
+        # The tables live on: pay, before what is owed is forgotten.
+        if getattr(self, "built", False) and not sys.is_finalizing():
+            with tf.init_scope():
+                self.settle()
+
     def read(self, variable: Any, ids: tf.Tensor) -> tf.Tensor:
         """Rows of a table as dense Adam would have them now; writes nothing.
 
@@ -540,11 +547,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
 
         Saved rows are up to date, so all they lack is the step of their update.
         """
-        last = [x for x in self._last if x is not None]
+        last = [x for x in self._last if x is not None] if self.built else []
         rest = self.variables[: len(self.variables) - len(last)]
         tables = [v for v in self._trainable_variables if len(v.shape)]
         others = {len(rest), len(rest) + len(tables)} - {len(self.variables)}
-        if len(store.keys()) not in others:
+        if not self.built or len(store.keys()) not in others:
             super().load_own_variables(store)
             return
         for i, variable in enumerate(rest):

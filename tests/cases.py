@@ -220,13 +220,13 @@ def check(optimizer, variables, training):
             assert np.all(error <= bound), (name, error.max(), ours.numpy(), value)
 
 
-def make_model(dtype=None):
+def make_model(dtype=None, layer=keras.layers.Embedding):
     """A small model around an embedding, the same weights each time."""
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
             keras.Input([4], dtype="int32"),
-            keras.layers.Embedding(20, 8, dtype=dtype),
+            layer(20, 8, dtype=dtype),
             keras.layers.GlobalAveragePooling1D(dtype=dtype),
             keras.layers.Dense(1, dtype=dtype),
         ]

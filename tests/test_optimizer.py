@@ -454,7 +454,9 @@ def test_exact_says_for_which_betas_it_is_not(make):
 
 
 def test_exact_says_for_which_beta_1_schedule_it_is_not():
-    optimizer = keras_adam.Adam(beta_1=lambda step: 1 - 0.5 ** (step + 1))
+    optimizer = keras_adam.Adam(
+        beta_1=lambda step: 1 - 0.5 ** keras.ops.cast(step + 1, "float32")
+    )
     with pytest.raises(ValueError, match=r"beta_1.*Received"):
         optimizer.build([keras.Variable([[1.0]])])
 

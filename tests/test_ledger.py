@@ -1,0 +1,492 @@
+"""Exact mode over long trainings, and whoever reads or writes a table in between."""
+
+import functools
+import gc
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from cases import EXECUTIONS, make_data, make_model
+
+import keras_adam
+from keras_adam import ledger
+
+JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+ROWS, WIDTH, STEPS, IDS = 5000, 16, 2000, 64
+
+
+class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate of 0.01 after 200 steps, falling to 0 at step 2,000."""
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        fall = 0.5 * (1 + keras.ops.cos(np.pi * (step - 200) / (STEPS - 200)))
+        return 0.01 * keras.ops.where(step < 200, step / 200, fall)
+
+    def get_config(self):
+        return {}
+
+
+def warm_up_cosine(step):
+    fall = 0.5 * (1 + np.cos(np.pi * (step - 200) / (STEPS - 200)))
+    return 0.01 * (step / 200 if step < 200 else fall)
+
+
+def stream(steps=STEPS):
+    """Zipf ids with repeats, and gradients of 1e-10 to 1e2."""
+    rng = np.random.default_rng(0)
+    cdf = np.cumsum(1 / np.arange(1, ROWS + 1))
+    names = rng.permutation(ROWS)
+    table = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
+    gradients = []
+    for _ in range(steps):
+        ids = names[np.searchsorted(cdf, rng.random(IDS) * cdf[-1])]
+        values = 10 ** rng.uniform(-10, 2, (IDS, WIDTH))
+        values *= rng.choice([-1, 1], (IDS, WIDTH))
+        gradients.append((values.astype(np.float32), ids.astype(np.int32)))
+    return table, gradients
+
+
+def train(optimizer, table, gradients, jit, between=lambda step: None):
+    variable = keras.Variable(table)
+    optimizer.build([variable])
+
+    @tf.function(jit_compile=jit)
+    def apply(values, ids):
+        slices = tf.IndexedSlices(values, ids, tf.constant(table.shape))
+        optimizer.apply([slices], [variable])
+
+    for step, (values, ids) in enumerate(gradients):
+        between(step)
+        apply(tf.constant(values), tf.constant(ids))
+    return variable
+
+
+LONG = {
+    "adam": (keras_adam.Adam, {}, reference.Adam()),
+    "adam_hat": (
+        keras_adam.Adam,
+        {"epsilon": 1e-7, "epsilon_hat": True},
+        reference.Adam(epsilon=1e-7, epsilon_hat=True),
+    ),
+    "amsgrad": (keras_adam.Adam, {"amsgrad": True}, reference.Adam(amsgrad=True)),
+    "adamax": (keras_adam.AdaMax, {}, reference.AdaMax()),
+}
+
+
+@pytest.mark.parametrize("swept", [True, False], ids=["", "unswept"])
+@pytest.mark.parametrize("weight_decay", [None, 0.01], ids=["", "decay"])
+@JIT
+@pytest.mark.parametrize("name", LONG)
+def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
+    """As near to the oracle as dense Adam in float32; lazy beside them.
+
+    Also where no sweep shortens the gaps. At step 1,200 the rate is set by hand.
+    """
+    cls, kwargs, rule = LONG[name]
+    if not swept:
+        monkeypatch.setattr(ledger, "sweep", lambda rows, t: tf.zeros([0], tf.int32))
+    table, gradients = stream()
+
+    def rate(step):
+        return warm_up_cosine(step) if step < 1200 else 3e-3
+
+    training = reference.Training(
+        rule,
+        [table],
+        [np.float64],
+        lazy=False,
+        learning_rate=rate,
+        weight_decay=weight_decay or 0.0,
+    )
+    for g in gradients:
+        training.apply([g])
+    errors = {}
+    for mode in ("exact", "dense", "lazy"):
+        optimizer = cls(
+            1.0, sparse_updates=mode, weight_decay=weight_decay, **kwargs
+        )
+        schedule = WarmUpCosine()
+
+        def between(step, optimizer=optimizer, schedule=schedule):
+            if step <= 1200:
+                new = float(schedule(step)) if step < 1200 else 3e-3
+                optimizer.learning_rate = new
+
+        variable = train(optimizer, table, gradients, jit, between)
+        errors[mode] = np.abs(variable.numpy() - training.thetas[0]).max()
+    with capsys.disabled():
+        print(f"\n{name} {jit=} {weight_decay=} {swept=} largest error: {errors}")
+    assert errors["exact"] <= 2 * errors["dense"] + 1e-6
+    assert errors["lazy"] > 1e-2
+
+
+@JIT
+def test_a_schedule_given_as_such(jit):
+    table, gradients = stream(600)
+    training = reference.Training(
+        reference.Adam(), [table], [np.float64], lazy=False, learning_rate=warm_up_cosine
+    )
+    for g in gradients:
+        training.apply([g])
+    variable = train(keras_adam.Adam(WarmUpCosine()), table, gradients, jit)
+    np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=1e-5)
+
+
+RESUME = """
+import sys, numpy as np, test_ledger, keras, keras_adam, tensorflow as tf
+folder, jit = sys.argv[1], sys.argv[2] == "True"
+table, gradients = test_ledger.stream()
+optimizer, variable = test_ledger.saved_pair(table)
+state = np.load(folder + "/state.npz")
+variable.assign(state["table"])
+optimizer.load_own_variables({k: v for k, v in state.items() if k != "table"})
+test_ledger.go_on(optimizer, variable, gradients[700:], jit)
+np.save(folder + "/resumed.npy", variable.numpy())
+"""
+
+
+def saved_pair(table):
+    optimizer = keras_adam.Adam(WarmUpCosine(), weight_decay=0.01)
+    variable = keras.Variable(table)
+    optimizer.build([variable])
+    return optimizer, variable
+
+
+def go_on(optimizer, variable, gradients, jit):
+    @tf.function(jit_compile=jit)
+    def apply(values, ids):
+        slices = tf.IndexedSlices(values, ids, tf.constant([ROWS, WIDTH]))
+        optimizer.apply([slices], [variable])
+
+    for values, ids in gradients:
+        apply(tf.constant(values), tf.constant(ids))
+
+
+@JIT
+def test_resumed_in_a_new_process(tmp_path, jit):
+    """Saved at step 700 of 2,000: bit for bit the run that saved and went on."""
+    table, gradients = stream()
+    optimizer, variable = saved_pair(table)
+    go_on(optimizer, variable, gradients[:700], jit)
+    store = {"table": variable.numpy()}
+    optimizer.save_own_variables(store)
+    np.savez(tmp_path / "state.npz", **store)
+    go_on(optimizer, variable, gradients[700:], jit)
+    went_on = variable.numpy()
+
+    here = pathlib.Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    subprocess.run(
+        [sys.executable, "-c", RESUME, str(tmp_path), str(jit)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "resumed.npy"), went_on)
+
+    optimizer, variable = saved_pair(table)
+    go_on(optimizer, variable, gradients, jit)
+    training = reference.Training(
+        reference.Adam(),
+        [table],
+        [np.float64],
+        lazy=False,
+        learning_rate=warm_up_cosine,
+        weight_decay=0.01,
+    )
+    for g in gradients:
+        training.apply([g])
+    for other in (went_on, variable.numpy()):
+        np.testing.assert_allclose(other, training.thetas[0], rtol=0, atol=2e-5)
+
+
+# Small tables, by hand.
+
+SHAPE = tf.constant([6, 2])
+
+
+def slices(ids):
+    return tf.IndexedSlices(tf.ones((len(ids), 2)), tf.constant(ids), SHAPE)
+
+
+def pair(**kwargs):
+    variable = keras.Variable(np.ones((6, 2), np.float32), name="table")
+    optimizer = keras_adam.Adam(0.1, **kwargs)
+    optimizer.build([variable])
+    return optimizer, variable
+
+
+def dense(steps, start=1.0, weight_decay=0.0):
+    """The oracle after steps whose ids are given, None being a dense 0."""
+    training = reference.Training(
+        reference.Adam(),
+        [np.full((6, 2), start)],
+        [np.float64],
+        lazy=False,
+        learning_rate=0.1,
+        weight_decay=weight_decay,
+    )
+    for ids in steps:
+        training.apply([(np.ones((len(ids), 2)), np.array(ids, int))])
+    return training.thetas[0]
+
+
+def close(variable, truth):
+    np.testing.assert_allclose(variable.numpy(), truth, rtol=0, atol=2e-6)
+
+
+@pytest.fixture
+def unswept(monkeypatch):
+    monkeypatch.setattr(ledger, "sweep", lambda rows, t: tf.zeros([0], tf.int32))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_settle_pays_once(unswept, execution):
+    optimizer, variable = pair(weight_decay=0.1)
+    run = EXECUTIONS[execution](lambda g: optimizer.apply([g], [variable]))
+    steps = [[0, 1], [2, 2, 3], [0], [3], [3]]
+    for ids in steps:
+        run(slices(ids))
+    stale = variable.value.numpy()
+    truth = dense(steps, weight_decay=0.1)
+    assert np.abs(stale - truth).max() > 1e-2
+    optimizer.settle()
+    first = variable.value.numpy()
+    np.testing.assert_allclose(first, truth, rtol=0, atol=2e-6)
+    optimizer.settle()
+    np.testing.assert_array_equal(variable.value.numpy(), first)
+    run(slices([1]))
+    close(variable, dense([*steps, [1]], weight_decay=0.1))
+
+
+def apply(optimizer, variables, gradients):
+    optimizer.apply(gradients, variables)
+
+
+@JIT
+def test_a_step_without_the_table_is_no_step_for_it(unswept, jit):
+    """As in Keras, where a variable without a gradient stands still."""
+    table = keras.Variable(np.ones((6, 2), np.float32))
+    other = keras.Variable(np.ones(3, np.float32))
+    models = {}
+    for mode in ("exact", "dense"):
+        optimizer = keras_adam.Adam(0.1, sparse_updates=mode)
+        pair = [keras.Variable(table), keras.Variable(other)]
+        optimizer.build(pair)
+
+        both, one = (
+            tf.function(functools.partial(apply, optimizer, v), jit_compile=jit)
+            for v in (pair, pair[1:])
+        )
+        for ids in ([0, 1], [1], None, [2], None, None, [0]):
+            if ids is None:
+                one([tf.ones(3)])
+            else:
+                both([slices(ids), tf.ones(3)])
+        models[mode] = pair[0].numpy()
+    np.testing.assert_allclose(models["exact"], models["dense"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_dense_and_sparse_gradients_of_one_table(unswept, execution):
+    optimizer, variable = pair()
+    run = EXECUTIONS[execution](lambda g: optimizer.apply([g], [variable]))
+    for ids in ([0, 1], [1], [2]):
+        run(slices(ids))
+    run(tf.convert_to_tensor(slices([3, 3])))
+    run(slices([1]))
+    close(variable, dense([[0, 1], [1], [2], [3, 3], [1]]))
+
+
+def test_dense_steps_before_the_first_sparse_one(unswept):
+    optimizer, variable = pair()
+    optimizer.apply([tf.convert_to_tensor(slices([0, 4]))], [variable])
+    for ids in ([1], [2]):
+        optimizer.apply([slices(ids)], [variable])
+    close(variable, dense([[0, 4], [1], [2]]))
+
+
+def test_a_compiled_dense_step_before_the_first_sparse_one_is_refused():
+    optimizer, variable = pair()
+    run = tf.function(lambda g: optimizer.apply([g], [variable]))
+    run(tf.convert_to_tensor(slices([0, 4])))
+    with pytest.raises(ValueError, match=r'sparse gradient.*"lazy" or "dense"'):
+        run(slices([1]))
+
+
+def test_two_exact_optimizers_of_one_table_are_refused(unswept):
+    first, variable = pair()
+    for ids in ([0], [1]):
+        first.apply([slices(ids)], [variable])
+    second = keras_adam.Adam(0.1)
+    second.build([variable])  # settles what the first one owes
+    np.testing.assert_allclose(
+        variable.value.numpy(), dense([[0], [1]]), rtol=0, atol=2e-6
+    )
+    second.apply([slices([2])], [variable])
+    with pytest.raises(ValueError, match=r"table.*two optimizers"):
+        first.apply([slices([0])], [variable])
+
+
+@pytest.mark.parametrize("how", ["numpy", "array", "get_weights", "save", "settle"])
+def test_whoever_takes_the_values_gets_them_to_date(unswept, tmp_path, how):
+    model = make_model()
+    model.compile(optimizer=keras_adam.Adam(0.01), loss="mse")
+    x, y = make_data()
+    for i in range(6):  # train_on_batch does not end as fit does
+        model.train_on_batch(x[i : i + 2], y[i : i + 2])
+    table = model.layers[0].embeddings
+    stale = table.value.numpy()
+    if how == "numpy":
+        found = table.numpy()
+    elif how == "array":
+        found = np.array(table)
+    elif how == "get_weights":
+        found = model.get_weights()[0]
+    elif how == "settle":
+        model.optimizer.settle()
+        found = table.value.numpy()
+    else:
+        model.save(tmp_path / "model.keras")
+        found = keras.models.load_model(tmp_path / "model.keras").get_weights()[0]
+    assert np.abs(found - stale).max() > 1e-3
+    np.testing.assert_array_equal(found, table.value.numpy())
+
+
+def test_an_optimizer_that_is_dropped_pays(unswept):
+    optimizer, variable = pair()
+    for ids in ([0], [1]):
+        optimizer.apply([slices(ids)], [variable])
+    del optimizer
+    gc.collect()
+    np.testing.assert_allclose(
+        variable.value.numpy(), dense([[0], [1]]), rtol=0, atol=2e-6
+    )
+
+
+def test_assigned_values_owe_nothing(unswept):
+    """Momentum goes on from there, as with dense Adam."""
+    optimizer, variable = pair()
+    for ids in ([0], [1]):
+        optimizer.apply([slices(ids)], [variable])
+    variable.assign(np.full((6, 2), 5.0))
+    np.testing.assert_array_equal(variable.numpy(), 5.0)
+    optimizer.apply([slices([2])], [variable])
+    other, whole = pair(sparse_updates="dense")
+    for ids in ([0], [1]):
+        other.apply([slices(ids)], [whole])
+    whole.assign(np.full((6, 2), 5.0))
+    other.apply([slices([2])], [whole])
+    close(variable, whole.numpy())
+
+
+class Seen(keras.callbacks.Callback):
+    """What ModelCheckpoint and the like would write at each epoch's end."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.weights.append(self.model.get_weights())
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Embedding, keras_adam.Embedding])
+@JIT
+def test_callbacks_see_and_write_what_dense_adam_would(tmp_path, jit, layer):
+    """ModelCheckpoint, BackupAndRestore, EarlyStopping, and a resumed `fit`."""
+    x, y = make_data()
+
+    def model(mode):
+        model = make_model(layer=layer)
+        optimizer = keras_adam.Adam(0.01, sparse_updates=mode)
+        model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
+        return model
+
+    seen = Seen()
+    written = str(tmp_path / "{epoch}.weights.h5")
+    exact = model("exact")
+    exact.fit(
+        x,
+        y,
+        batch_size=2,
+        epochs=3,
+        shuffle=False,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.ModelCheckpoint(written, save_weights_only=True),
+            keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
+            keras.callbacks.EarlyStopping(restore_best_weights=True, monitor="loss"),
+            seen,
+        ],
+    )
+    for epoch in (1, 2, 3):
+        other = model("exact")
+        other.optimizer.build(other.trainable_variables)
+        other.load_weights(tmp_path / f"{epoch}.weights.h5")
+        loaded = keras.models.load_model(tmp_path / f"{epoch}.keras")
+        for a, b, c in zip(
+            seen.weights[epoch - 1], other.get_weights(), loaded.get_weights()
+        ):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+    loaded = keras.models.load_model(tmp_path / "1.keras")
+    loaded.jit_compile = jit
+    again = Seen()
+    loaded.fit(
+        x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=[again]
+    )
+    for a, b in zip(again.weights[1], seen.weights[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    if layer is keras_adam.Embedding:
+        dense, whole = model("dense"), Seen()
+        dense.fit(
+            x, y, batch_size=2, epochs=3, shuffle=False, verbose=0, callbacks=[whole]
+        )
+        for a, b in zip(seen.weights, whole.weights, strict=True):
+            for c, d in zip(a, b):
+                np.testing.assert_allclose(c, d, rtol=0, atol=3e-6)
+
+
+def test_backup_and_restore(tmp_path):
+    """A `fit` that stops in its second epoch and starts again."""
+    x, y = make_data()
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def fit(model, *callbacks):
+        model.fit(
+            x,
+            y,
+            batch_size=2,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[keras.callbacks.BackupAndRestore(tmp_path), *callbacks],
+        )
+
+    def model():
+        model = make_model(layer=keras_adam.Embedding)
+        model.compile(optimizer=keras_adam.Adam(0.01), loss="mse")
+        return model
+
+    stopped = model()
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, Stop())
+    again = model()
+    fit(again)
+    once = model()
+    once.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0)
+    assert int(again.optimizer.iterations) == int(once.optimizer.iterations) == 48
+    for a, b in zip(again.get_weights(), once.get_weights()):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
