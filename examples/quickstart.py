@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("steps", 600, "Training steps of each optimizer.")
 flags.DEFINE_integer("batch_size", 256, "Positions in the text a step.")
-flags.DEFINE_float("learning_rate", 0.015, "Of both optimizers.")
+flags.DEFINE_float("learning_rate", 0.01, "Of both optimizers.")
 flags.DEFINE_integer("width", 64, "Columns of the tables.")
 flags.DEFINE_integer("seed", 0, "Of weights, batches and negatives.")
 flags.DEFINE_string("output", "results", "Folder for the picture.")
@@ -116,8 +116,8 @@ def make_data(rng: np.random.Generator) -> tuple[tuple, tuple, int]:
 def make_model() -> keras.Model:
     context = keras.Input([2 * CONTEXT - 1], dtype="int32")
     candidates = keras.Input([1 + NEGATIVES], dtype="int32")
-    read = keras.layers.Embedding(ROWS, FLAGS.width, name="read")(context)
-    told = keras.layers.Embedding(TARGETS, FLAGS.width, name="tell")(candidates)
+    read = keras_adam.Embedding(ROWS, FLAGS.width, name="read")(context)
+    told = keras_adam.Embedding(TARGETS, FLAGS.width, name="tell")(candidates)
     state = keras.layers.GlobalAveragePooling1D()(read)
     state = keras.layers.Dense(FLAGS.width)(state)
     return keras.Model(
