@@ -52,10 +52,15 @@ class Embedding(keras.layers.Embedding):
         self._maybe_reset_call_context()
         optimizer = getattr(model, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(optimizer, RowOptimizer) and not optimizer.built and model.built:
-            with tf.init_scope():
-                optimizer.build(model.trainable_variables)
+        if isinstance(optimizer, RowOptimizer) and not optimizer.built:
+            if all(layer.built for layer in model._flatten_layers()):
+                with tf.init_scope():
+                    optimizer.build(model.trainable_variables)
         owner = ledger.owner(table)
         if owner is None and not tf.executing_eagerly():
-            ledger.note_read(table)
+            graph = tf.compat.v1.get_default_graph()
+            # `predict` before `compile`, which drops its function.
+            dropped = graph.name.startswith("one_step_on_data")
+            if not (dropped and not getattr(model, "compiled", True)):
+                ledger.note_reader(table, graph)
         return owner

@@ -217,11 +217,10 @@ def set_owner(variable: Any, optimizer: Any) -> None:
         variable._keras_adam_readers = []
 
 
-def note_read(variable: Any) -> None:
-    """The graph being traced reads the variable, and knows no owner."""
-    graph = weakref.ref(tf.compat.v1.get_default_graph())
+def note_reader(variable: Any, graph: tf.Graph) -> None:
+    """A graph that is being traced reads the variable, and knows no owner."""
     readers = getattr(variable, "_keras_adam_readers", [])
-    variable._keras_adam_readers = [*readers, graph]
+    variable._keras_adam_readers = [*readers, weakref.ref(graph)]
 
 
 def owner(variable: Any) -> Any:

@@ -1,0 +1,253 @@
+"""The Embedding layer: a drop-in, and rows as they are now."""
+
+import gc
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import make_data, make_model
+
+import keras_adam
+
+JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+EPOCHS = 4
+
+
+def compiled(optimizer, layer=keras_adam.Embedding, jit=False, **kwargs):
+    model = make_model(layer=layer)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=jit, **kwargs)
+    return model
+
+
+def adam(mode="exact", **kwargs):
+    return keras_adam.Adam(0.01, sparse_updates=mode, **kwargs)
+
+
+def fit(model, epochs=EPOCHS, **kwargs):
+    x, y = make_data()
+    return model.fit(
+        x, y, batch_size=2, epochs=epochs, shuffle=False, verbose=0, **kwargs
+    )
+
+
+def test_it_is_keras_embedding():
+    ours = keras_adam.Embedding(7, 3, mask_zero=True, name="ours")
+    theirs = keras.layers.Embedding(7, 3, mask_zero=True, name="theirs")
+    ids = np.array([[0, 3, -1], [6, 6, 2]])
+    for layer in (ours, theirs):
+        layer.build()
+    ours.set_weights(theirs.get_weights())
+    for given in (
+        ids.astype("int32"),
+        ids.astype("int64"),
+        ids.astype("float32"),
+        ids[0],
+        ids[None],
+    ):
+        np.testing.assert_array_equal(ours(given), theirs(given))
+    np.testing.assert_array_equal(ours.compute_mask(ids), theirs.compute_mask(ids))
+    ragged = tf.ragged.constant([[1, 2], [3]])
+    np.testing.assert_array_equal(ours(ragged).values, theirs(ragged).values)
+    for layer in (ours, theirs):
+        layer.mask_zero = False  # Keras has no mask of sparse ids
+    sparse = tf.sparse.from_dense(np.abs(ids))
+    np.testing.assert_allclose(ours(sparse), theirs(sparse))
+    ours.mask_zero = True
+    config = keras.saving.serialize_keras_object(ours)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is keras_adam.Embedding
+    assert copy.get_config() == ours.get_config()
+    assert ours.count_params() == 21
+
+
+@JIT
+@pytest.mark.parametrize("mode", ["exact", "lazy", "dense", "keras", "sgd"])
+def test_any_optimizer(mode, jit):
+    """Trains as with Keras's layer; in exact mode as dense Adam does with it."""
+    make = {"keras": lambda: keras.optimizers.Adam(0.01), "sgd": lambda: "sgd"}
+    ours = compiled(make.get(mode, lambda: adam(mode))(), jit=jit)
+    as_dense = "dense" if mode == "exact" else mode
+    theirs = compiled(
+        make.get(mode, lambda: adam(as_dense))(), keras.layers.Embedding, jit
+    )
+    a, b = fit(ours), fit(theirs)
+    np.testing.assert_allclose(a.history["loss"], b.history["loss"], rtol=1e-5)
+    for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=5e-6)
+
+
+@JIT
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_evaluate_and_predict_read_rows_as_they_are_now(jit, when):
+    """Also those that were compiled before the first step; they write nothing."""
+    x, y = make_data()
+    model, dense = compiled(adam(), jit=jit), compiled(adam("dense"), jit=jit)
+    if when == "before":
+        for m in (model, dense):
+            m.evaluate(x, y, verbose=0)
+            m.predict(x, verbose=0)
+    for i in range(10):
+        for m in (model, dense):
+            m.train_on_batch(x[i : i + 1], y[i : i + 1])
+    table = model.layers[0].embeddings.value
+    before = table.numpy()
+    found = model.evaluate(x, y, verbose=0), model.predict(x, verbose=0)
+    np.testing.assert_array_equal(table.numpy(), before)
+    assert np.abs(before - dense.layers[0].embeddings.numpy()).max() > 1e-3
+    np.testing.assert_allclose(found[0], dense.evaluate(x, y, verbose=0), rtol=1e-5)
+    np.testing.assert_allclose(found[1], dense.predict(x, verbose=0), atol=1e-5)
+
+
+def test_a_reader_traced_too_early_is_told():
+    model = make_model(layer=keras_adam.Embedding)
+    read = tf.function(model)
+    read(make_data()[0])
+    with pytest.warns(UserWarning, match=r"traced before.*optimizer\.build"):
+        adam().build(model.trainable_variables)
+
+
+def test_nothing_is_told_without_reason():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = compiled(adam())
+        x, _ = make_data()
+        model.predict(x, verbose=0)
+        fit(model, 1)
+        other = make_model(layer=keras_adam.Embedding)
+        other.predict(x, verbose=0)  # not compiled: compile drops the function
+        other.compile(optimizer=adam(), loss="mse")
+        gc.collect()
+        fit(other, 1)
+
+
+class Twice(keras.Model):
+    """One table read twice, and once as the output's matrix if tied."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.embed = keras_adam.Embedding(20, 8)
+        self.tied = tied
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, ids):
+        state = keras.ops.mean(self.embed(ids[:, :2]), axis=1)
+        state = state * keras.ops.mean(self.embed(ids[:, 2:]), axis=1)
+        if self.tied:
+            table = keras.ops.convert_to_tensor(self.embed.embeddings)
+            state = keras.ops.matmul(state, keras.ops.transpose(table))
+        return self.dense(state)
+
+
+@JIT
+@pytest.mark.parametrize("tied", [False, True], ids=["shared", "tied"])
+def test_shared_tables(tied, jit):
+    found = []
+    for mode in ("exact", "dense"):
+        keras.utils.set_random_seed(0)
+        model = Twice(tied)
+        model(make_data()[0])
+        model.compile(optimizer=adam(mode), loss="mse", jit_compile=jit)
+        found.append((fit(model).history["loss"], model.get_weights()))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
+
+
+@JIT
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"weight_decay": 0.1},
+        {"gradient_accumulation_steps": 3},
+        {"use_ema": True, "ema_momentum": 0.9},
+        {"global_clipnorm": 0.1},
+        {"learning_rate": keras.optimizers.schedules.CosineDecay(0.01, 96)},
+        {"amsgrad": True},
+        {"beta_1": 0.9, "beta_2": 0.95},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_options_in_fit(kwargs, jit):
+    kwargs = {"learning_rate": 0.01, **kwargs}
+    found = []
+    for mode in ("exact", "dense"):
+        model = compiled(keras_adam.Adam(sparse_updates=mode, **kwargs), jit=jit)
+        found.append((fit(model).history["loss"], model.get_weights()))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
+
+
+@JIT
+def test_a_rate_that_a_callback_lowers(jit):
+    found = []
+    for mode in ("exact", "dense"):
+        model = compiled(adam(mode), jit=jit)
+        lower = keras.callbacks.LearningRateScheduler(lambda epoch: 0.01 / 3**epoch)
+        found.append(fit(model, callbacks=[lower]).history["loss"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_run_eagerly():
+    a = fit(compiled(adam(), run_eagerly=True), 1).history["loss"]
+    b = fit(compiled(adam("dense"), jit=True), 1).history["loss"]
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@JIT
+def test_a_constraint(jit):
+    """Reads the whole table at each step, so the step is dense there."""
+    found = []
+    for mode in ("exact", "dense"):
+        keras.utils.set_random_seed(0)
+        layer = keras_adam.Embedding(20, 8, embeddings_constraint="unit_norm")
+        model = keras.Sequential(
+            [layer, keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+        )
+        model.compile(optimizer=adam(mode), loss="mse", jit_compile=jit)
+        found.append(fit(model).history["loss"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16", "mixed_float16"])
+@JIT
+def test_half_precision(dtype, jit):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        found = []
+        for mode in ("exact", "dense"):
+            model = compiled(adam(mode), jit=jit)
+            assert model.layers[0](np.array([[1]])).dtype == dtype.split("_")[-1]
+            found.append(fit(model).history["loss"])
+    finally:
+        keras.config.set_dtype_policy(policy)
+    np.testing.assert_allclose(found[0], found[1], rtol=0.05)
+    assert found[0][-1] < found[0][0]
+
+
+def test_lora_and_quantization_are_keras_own():
+    layer = keras_adam.Embedding(20, 8)
+    layer.build()
+    layer.enable_lora(2)
+    assert layer(np.array([[1, 2]])).shape == (1, 2, 8)
+
+
+@JIT
+def test_saved_and_loaded(tmp_path, jit):
+    x, y = make_data()
+    model = compiled(adam(), jit=jit)
+    fit(model, 1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.jit_compile = jit
+    assert type(loaded.layers[0]) is keras_adam.Embedding
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6
+    )
+    fit(model, 1)
+    fit(loaded, 1)
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
