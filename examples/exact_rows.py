@@ -111,9 +111,9 @@ def plot(curves: dict[str, np.ndarray], path: pathlib.Path) -> None:
     for name, curve in others:
         left.plot(np.convolve(curve - dense, window, "valid"), label=name)
         right.semilogy(np.abs(curve / dense - 1) + 1e-9, label=name, lw=0.8)
-    left.set(xlabel="step", ylabel="training loss above dense Adam's, mean of 20 steps")
-    right.set(xlabel="step", ylabel="relative difference from dense Adam's loss")
-    left.legend()
+    left.set(xlabel="step", ylabel="loss above dense Adam's, mean of 20 steps")
+    right.set(xlabel="step", ylabel="relative difference of a step's loss")
+    figure.legend(*left.get_legend_handles_labels(), loc="upper center", ncols=4)
     figure.savefig(path, dpi=90, bbox_inches="tight")
 
 

@@ -128,10 +128,9 @@ def read(
 @tf.custom_gradient
 def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
     """`tf.gather(now, place)`, with the gradient of theta there, as a tensor."""
-    n = tf.shape(now)[0]
 
     def gradient(g: tf.Tensor) -> Any:
-        return tf.math.unsorted_segment_sum(g, place, n), None, None
+        return rows.segment_sum(g, place, now), None, None
 
     return tf.gather(now, place), gradient
 

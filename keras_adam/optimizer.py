@@ -261,7 +261,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 return Rows(values, reading.ids)
             more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
         d = rows.distinct(g.indices, self._untracked.workspaces[i].places, more)
-        return rows.sum_repeats(values, d, room=mode == "exact" and at_once)
+        return rows.sum_repeats(values, d, room=at_once)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         if self.gradient_accumulation_steps:

@@ -107,18 +107,29 @@ def distinct(
     return Distinct(ids, place[:count])
 
 
-def sum_repeats(values: tf.Tensor, d: Distinct, room: bool = False) -> Rows:
+def sum_repeats(values: tf.Tensor, d: Distinct, room: bool = True) -> Rows:
     """Sums the values of equal ids, since no rule here is linear in them.
 
     Args:
         values: `[n, ...]`.
         d: `distinct` of their ids.
-        room: Whether to leave room after the values, for `lengthened`.
+        room: Whether to leave room after the values, as many as `lengthened` ids.
     """
-    n = tf.shape(d.ids)[0]
-    if room and not in_xla():
-        n = round_up(n)
-    return Rows(tf.math.unsorted_segment_sum(values, d.place, n), d.ids)
+    summed = segment_sum(values, d.place, lengthened(d.ids))
+    return Rows(summed if room else summed[: tf.shape(d.ids)[0]], d.ids)
+
+
+def segment_sum(values: tf.Tensor, place: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Sums the values of each place, of which there are as many as rows of `like`.
+
+    Compiled, since TensorFlow's own kernel takes five times as long (8,192 rows of
+    64 to 4,500 places: 0.8 ms, compiled 0.15 ms).
+    """
+    return compiled(_segment_sum)(values, place, like)
+
+
+def _segment_sum(values: tf.Tensor, place: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    return tf.math.unsorted_segment_sum(values, place, tf.shape(like)[0])
 
 
 def lengthened(ids: tf.Tensor) -> tf.Tensor:
