@@ -38,11 +38,11 @@ def adam(
 
 def adam_tail(
     plan: tails.Plan, state: Sequence[tf.Tensor], owed: tails.Owed
-) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """What `adam` with g = 0 takes off theta at each skipped step; the state then."""
+) -> tf.Tensor:
+    """What `adam` with g = 0 takes off theta in all steps since the last update."""
     m, v, *v_max = state
     r = tf.sqrt(v_max[0] if v_max else v)
-    return tails.tail(owed, m, r, plan.epsilon), (m * owed.m, v * owed.v, *v_max)
+    return tails.tail(owed, m, r, plan.epsilon)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")

@@ -32,11 +32,11 @@ def adamax(
 
 def adamax_tail(
     plan: tails.Plan, state: Sequence[tf.Tensor], owed: tails.Owed
-) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """What `adamax` with g = 0 takes off theta at each skipped step; the state then."""
+) -> tf.Tensor:
+    """What `adamax` with g = 0 takes off theta in all steps since the last update."""
     m, u = state
     [[c]] = owed.polynomials
-    return c * tf.math.divide_no_nan(m, u), (m * owed.m, u * owed.v)
+    return c * tf.math.divide_no_nan(m, u)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")

@@ -18,8 +18,8 @@ from keras_adam.tails import Plan
 # Steps a history goes back. `sweep` lets no row stay behind for longer.
 LENGTH = 65536
 
-# (plan, state, owed) -> (what to take off theta, state), of tensors.
-Tail = Callable[[Plan, Sequence[Any], tails.Owed], tuple[Any, Sequence[Any]]]
+# (plan, state, owed) -> what to take off theta, of tensors.
+Tail = Callable[[Plan, Sequence[Any], tails.Owed], Any]
 
 
 class History(tf.Module):
@@ -78,19 +78,28 @@ class Debts(NamedTuple):
         last = tf.cast(last, tf.int32)
         gap = tf.cast(self.t - last, self.history.ring.dtype)
         log_decay = self.history.log_decay.read_value() if self.history.decays else None
-        settle = rows.compiled(_settled, self.tail, self.plan)
-        return settle(values, tf.gather(self.history.ring, last % LENGTH), gap, log_decay)
+        debts = tf.gather(self.history.ring, last % LENGTH), gap, log_decay
+        theta, *state = values
+        # Apart, since a forward pass waits for the first alone.
+        theta = rows.compiled(_settled, self.tail, self.plan)(theta, state, *debts)
+        m, v = rows.compiled(_decayed, self.plan)(state[:2], *debts)
+        return [theta, m, v, *state[2:]]
 
 
-def _settled(tail: Tail, plan: Plan, values: Any, *debts: Any) -> list[Any]:
-    theta, *state = values
+def _settled(tail: Tail, plan: Plan, theta: Any, state: Any, *debts: Any) -> Any:
     dtype = state[0].dtype
     theta = tf.cast(theta, dtype)
     owed = tails.owed(plan, *debts, len(theta.shape), dtype)
-    paid, state = tail(plan, state, owed)
+    paid = tail(plan, state, owed)
     if owed.decay is not None:
         paid += theta * owed.decay
-    return [theta - paid, *state]
+    return theta - paid
+
+
+def _decayed(plan: Plan, state: Any, *debts: Any) -> list[Any]:
+    m, v = state
+    owed = tails.owed(plan, *debts, len(m.shape), m.dtype)
+    return [m * owed.m, v * owed.v]
 
 
 class Reading(NamedTuple):
@@ -114,15 +123,14 @@ def read(
     """
     shape = tables[0].shape
     d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
-    k = rows.lengthened(d.ids)
-    values = [tf.gather(x, k) for x in tables]
+    values = [tf.gather(x, d.lengthened) for x in tables]
     # The rows' gradient is the table's: what is owed does not depend on the batch.
     detached = [tf.stop_gradient(x) for x in values]
-    now = debts.settled(detached, tf.gather(debts.last, k))
+    now = debts.settled(detached, tf.gather(debts.last, d.lengthened))
     out = _repeat(values[0], tf.cast(now[0], tables[0].dtype), d.place)
     out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
     out = tf.ensure_shape(out, [*ids.shape, *shape[1:]])
-    return out, Reading(d.ids, k, now)
+    return out, Reading(d.ids, d.lengthened, now)
 
 
 @tf.custom_gradient

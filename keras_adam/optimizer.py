@@ -258,7 +258,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         if mode == "exact":
             reading = self._untracked.readings.get(i)
             if at_once and reading is not None and _is_gradient_of(g, reading):
-                return Rows(values, reading.ids)
+                return Rows(values, reading.ids, reading.lengthened)
             more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
         d = rows.distinct(g.indices, self._untracked.workspaces[i].places, more)
         return rows.sum_repeats(values, d, room=at_once)

@@ -27,6 +27,7 @@ class Rows(NamedTuple):
 
     values: tf.Tensor
     ids: tf.Tensor
+    lengthened: tf.Tensor  # see `Distinct`
 
     def __truediv__(self, scale: Any) -> Rows:
         return self._replace(values=self.values / scale)
@@ -72,10 +73,13 @@ class Distinct(NamedTuple):
             a number past the end of the table, which `scatter` drops.
         place: `[n]`, for each of the ids given its place in `ids`; -1 for an id
             outside the table.
+        lengthened: `ids`, outside XLA with as much of row 0 after them as makes
+            for few lengths, because `compiled` compiles for each.
     """
 
     ids: tf.Tensor
     place: tf.Tensor
+    lengthened: tf.Tensor
 
 
 def distinct(
@@ -93,7 +97,7 @@ def distinct(
         ids = tf.concat([ids, tf.cast(more, ids.dtype)], axis=0)
     if not in_xla():
         ids, place = tf.unique(ids)
-        return Distinct(ids, place[:count])
+        return Distinct(ids, place[:count], lengthen(ids, place.shape[0]))
     # XLA's shapes are static, and a sort costs more than all the rest: let each
     # position write its number at its id (any writer may win) and read it back,
     # and the positions of one id agree on one place.
@@ -104,7 +108,7 @@ def distinct(
     # An id outside the table has read some other id's place: drop it.
     place = tf.where((ids >= 0) & (ids < rows), place, -1)
     ids = tf.where(place == position, ids, tf.cast(rows, ids.dtype))
-    return Distinct(ids, place[:count])
+    return Distinct(ids, place[:count], ids)
 
 
 def sum_repeats(values: tf.Tensor, d: Distinct, room: bool = True) -> Rows:
@@ -113,10 +117,11 @@ def sum_repeats(values: tf.Tensor, d: Distinct, room: bool = True) -> Rows:
     Args:
         values: `[n, ...]`.
         d: `distinct` of their ids.
-        room: Whether to leave room after the values, as many as `lengthened` ids.
+        room: Whether to leave room after the values, as for `lengthened` ids.
     """
-    summed = segment_sum(values, d.place, lengthened(d.ids))
-    return Rows(summed if room else summed[: tf.shape(d.ids)[0]], d.ids)
+    summed = segment_sum(values, d.place, d.lengthened)
+    values = summed if room else summed[: tf.shape(d.ids)[0]]
+    return Rows(values, d.ids, d.lengthened)
 
 
 def segment_sum(values: tf.Tensor, place: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
@@ -132,22 +137,18 @@ def _segment_sum(values: tf.Tensor, place: tf.Tensor, like: tf.Tensor) -> tf.Ten
     return tf.math.unsorted_segment_sum(values, place, tf.shape(like)[0])
 
 
-def lengthened(ids: tf.Tensor) -> tf.Tensor:
-    """Ids with enough of row 0 after them for `compiled`."""
-    if in_xla():
-        return ids
-    return pad(ids, round_up(tf.shape(ids)[0]))
+def lengthen(ids: tf.Tensor, most: int | None = None) -> tf.Tensor:
+    """`Distinct.lengthened`, of at most so many ids.
 
-
-def pad(ids: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
-    return tf.pad(ids, [[0, n - tf.shape(ids)[0]]])
-
-
-def round_up(n: tf.Tensor) -> tf.Tensor:
-    """To one of eight lengths an octave: each length is compiled anew."""
-    x = tf.cast(tf.maximum(n, 64), tf.float32)
-    unit = tf.cast(2 ** (tf.floor(tf.math.log(x) / np.log(2.0) + 1e-4) - 3), tf.int32)
-    return -(-n // unit) * unit
+    That is up to 32 lengths, or 8 an octave where the most is not known.
+    """
+    n = tf.shape(ids)[0]
+    if most is not None:
+        unit = max(8, 2 ** (most.bit_length() - 5))
+    else:
+        octave = tf.math.log(tf.cast(tf.maximum(n, 64), tf.float32)) / np.log(2.0)
+        unit = tf.cast(2.0 ** (tf.floor(octave + 1e-4) - 3), tf.int32)
+    return tf.pad(ids, [[0, (-n) % unit]])
 
 
 @functools.cache
@@ -188,14 +189,16 @@ def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
     """
     if in_xla():
         rows = table.shape[0]
-        return Rows(table + 0, tf.where(marks > 0, tf.range(rows), rows))
+        ids = tf.where(marks > 0, tf.range(rows), rows)
+        return Rows(table + 0, ids, ids)
     ids = tf.where(marks > 0)[:, 0]
-    return Rows(tf.gather(table, ids), ids)
+    longer = lengthen(ids)
+    return Rows(tf.gather(table, longer), ids, longer)
 
 
 def gather(tables: Sequence[tf.Variable], g: Rows) -> list[tf.Tensor]:
     """The rows of theta and of the state that a gradient is for, with its room."""
-    ids = g.ids if in_xla() else pad(g.ids, tf.shape(g.values)[0])
+    ids = g.lengthened
     # While the forward pass still holds a read of the whole variable, a gather from
     # it copies it: wait for the gradient.
     with tf.control_dependencies([g.values]):

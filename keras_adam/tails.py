@@ -240,9 +240,7 @@ def advance(
     high, low = plan.log_s(t0 + 1, 1.0), plan.log_s(t0 + plan.window, plan.window)
     width = (high - low) / q
     log_x = high[:, None] - width[:, None] * (np.arange(q) + 0.5)
-    piece = tf.clip_by_value(
-        tf.floor(tf.math.divide_no_nan(high - s, width)), 0, q - 1
-    )
+    piece = tf.clip_by_value(tf.floor(tf.math.divide_no_nan(high - s, width)), 0, q - 1)
 
     columns = [tf.exp(log_x)]
     if beta_1 is None:

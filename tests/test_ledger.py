@@ -109,9 +109,7 @@ def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
         training.apply([g])
     errors = {}
     for mode in ("exact", "dense", "lazy"):
-        optimizer = cls(
-            1.0, sparse_updates=mode, weight_decay=weight_decay, **kwargs
-        )
+        optimizer = cls(1.0, sparse_updates=mode, weight_decay=weight_decay, **kwargs)
         schedule = WarmUpCosine()
 
         def between(step, optimizer=optimizer, schedule=schedule):
@@ -131,7 +129,11 @@ def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
 def test_a_schedule_given_as_such(jit):
     table, gradients = stream(600)
     training = reference.Training(
-        reference.Adam(), [table], [np.float64], lazy=False, learning_rate=warm_up_cosine
+        reference.Adam(),
+        [table],
+        [np.float64],
+        lazy=False,
+        learning_rate=warm_up_cosine,
     )
     for g in gradients:
         training.apply([g])
