@@ -147,9 +147,8 @@ def main(_) -> None:
     dense = curves["dense Adam (one-hot)"]
     print(f"\n{'':32}{'last 50 steps':>14}{'largest difference of a step':>30}")
     for name, curve in curves.items():
-        print(
-            f"{name:32}{curve[-50:].mean():14.4f}{np.abs(curve / dense - 1).max():30.1e}"
-        )
+        largest = np.abs(curve / dense - 1).max()
+        print(f"{name:32}{curve[-50:].mean():14.4f}{largest:30.1e}")
     folder = pathlib.Path(FLAGS.output)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "exact_rows.csv", "w", newline="") as file:

@@ -72,9 +72,15 @@ class Adam(optimizer.RowOptimizer):
             Adam has the other one: see `epsilon_hat`.)
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
             gives; repeated ids are summed first in each.
+            `"exact"`: dense Adam's trajectory for every row, at the cost of the
+            rows a batch touches. A row that no batch touches goes on moving by
+            its momentum; what that makes is added up when the row is next
+            touched (see `keras_adam.tails`), or read by `keras_adam.Embedding`,
+            or for all rows by `settle`. Needs beta_1 < sqrt(beta_2), or with
+            amsgrad beta_1 < 1.
             `"lazy"`: update m, v and theta of the batch's rows only, with the
-            global step's bias correction. Costs what the batch touches. Rows
-            not in the batch stand still, which is not dense Adam's trajectory.
+            global step's bias correction. Rows not in the batch stand still,
+            which is not dense Adam's trajectory.
             `"dense"`: dense Adam's result for every row, at the cost of the
             whole table.
         epsilon_hat: If True, `epsilon` is the paper's epsilon hat (the formula
@@ -89,9 +95,9 @@ class Adam(optimizer.RowOptimizer):
             with embeddings.
 
     Raises:
-        ValueError: An argument is outside its range.
-        NotImplementedError: Several replicas (`tf.distribute`), or
-            `sparse_updates="exact"`.
+        ValueError: An argument is outside its range, or `sparse_updates="exact"`
+            does not hold for these betas.
+        NotImplementedError: Several replicas (`tf.distribute`).
 
     Source: arXiv 1412.6980, Algorithm 1 and sections 2, 3 and 4.
     """

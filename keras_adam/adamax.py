@@ -62,15 +62,16 @@ class AdaMax(optimizer.RowOptimizer):
             correction is 1 - prod(beta_1,i) (section 4).
         beta_2: Decay rate of u, in [0, 1).
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
-            gives: `"lazy"` or `"dense"`, as in `keras_adam.Adam`.
+            gives: `"exact"`, `"lazy"` or `"dense"`, as in `keras_adam.Adam`.
+            `"exact"` needs beta_1 < beta_2.
         **base: Arguments of `keras.optimizers.Optimizer`: see
             `keras_adam.optimizer.RowOptimizer` for what each does, and costs,
             with embeddings.
 
     Raises:
-        ValueError: An argument is outside its range.
-        NotImplementedError: Several replicas (`tf.distribute`), or
-            `sparse_updates="exact"`.
+        ValueError: An argument is outside its range, or `sparse_updates="exact"`
+            does not hold for these betas.
+        NotImplementedError: Several replicas (`tf.distribute`).
 
     Source: arXiv 1412.6980, Algorithm 2 and section 7.1.
     """

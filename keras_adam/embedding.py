@@ -22,9 +22,19 @@ class Embedding(keras.layers.Embedding):
     other optimizer, and without one, it is `keras.layers.Embedding`; it gathers
     rows from the variable itself, never from a copy of it.
 
-    Args, input shape and output shape: those of `keras.layers.Embedding`. A
-    layer's `embeddings`, read whole by other code in the middle of a training, are
-    those of the table, without what is owed: `optimizer.settle()` pays it.
+    Code that reads `layer.embeddings` whole within a step (not NumPy, saving or
+    `get_weights`, which are served) reads what stands in the table, unless its
+    gradient is dense, as with tied weights: then no row owes.
+
+    Args:
+        *args, **kwargs: Those of `keras.layers.Embedding`. So are the shapes: ids
+            of any shape, int32, int64 or float, to `(*ids.shape, output_dim)`.
+
+    Raises:
+        ValueError: The table is trained by two exact optimizers, or in some steps
+            by a dense gradient that was compiled first.
+
+    Source: `keras_adam.tails` has the rule of what is owed.
     """
 
     def call(self, inputs: Any) -> Any:

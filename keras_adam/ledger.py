@@ -86,19 +86,21 @@ class Debts(NamedTuple):
         return [theta, m, v, *state[2:]]
 
 
-def _settled(tail: Tail, plan: Plan, theta: Any, state: Any, *debts: Any) -> Any:
+def _settled(
+    tail: Tail, plan: Plan, theta: Any, state: Any, history: Any, gap: Any, log: Any
+) -> Any:
     dtype = state[0].dtype
     theta = tf.cast(theta, dtype)
-    owed = tails.owed(plan, *debts, len(theta.shape), dtype)
+    owed = tails.owed(plan, history, gap, log, len(theta.shape), dtype)
     paid = tail(plan, state, owed)
     if owed.decay is not None:
         paid += theta * owed.decay
     return theta - paid
 
 
-def _decayed(plan: Plan, state: Any, *debts: Any) -> list[Any]:
+def _decayed(plan: Plan, state: Any, history: Any, gap: Any, log: Any) -> list[Any]:
     m, v = state
-    owed = tails.owed(plan, *debts, len(m.shape), m.dtype)
+    owed = tails.owed(plan, history, gap, log, len(m.shape), m.dtype)
     return [m * owed.m, v * owed.v]
 
 
@@ -133,7 +135,7 @@ def read(
     return out, Reading(d.ids, d.lengthened, now)
 
 
-@tf.custom_gradient
+@tf.custom_gradient  # type: ignore[untyped-decorator]
 def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
     """`tf.gather(now, place)`, with the gradient of theta there, as a tensor."""
 
@@ -199,7 +201,7 @@ class _Settled:
 
 
 @functools.cache
-def _settled_class(cls: type) -> type:
+def _settled_class(cls: Any) -> Any:
     return type(cls.__name__, (_Settled, cls), {"__module__": cls.__module__})
 
 
@@ -239,4 +241,4 @@ def owner(variable: Any) -> Any:
 def settle_when_read(variable: Any) -> None:
     """Has the owner called when the variable's values are taken."""
     if isinstance(variable, keras.Variable) and not isinstance(variable, _Settled):
-        variable.__class__ = _settled_class(type(variable))
+        variable.__class__ = _settled_class(type(variable))  # type: ignore[arg-type]

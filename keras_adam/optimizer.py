@@ -5,17 +5,15 @@ The only file that knows the internals of Keras's optimizers.
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_adam import ledger, rows
+from keras_adam.exact import ExactRows, check_range, native, state_dtype
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan, one_minus_power
 from keras_adam.update import (
@@ -29,21 +27,7 @@ from keras_adam.update import (
 SPARSE_UPDATES = ("exact", "lazy", "dense")
 
 
-def state_dtype(dtype: Any) -> str:
-    """The dtype of moments and arithmetic: at least float32."""
-    dtype = keras.backend.standardize_dtype(dtype)
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
-
-
-def check_range(name: str, value: float) -> None:
-    if not 0 <= np.float32(value) < 1:
-        raise ValueError(
-            f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
-            "It is the share of the old average that each step keeps."
-        )
-
-
-class RowOptimizer(keras.optimizers.Optimizer):
+class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
     """What Adam and AdaMax share: all but the rule.
 
     A gradient's way: repeated ids are summed; then it is unscaled, accumulated,
@@ -52,7 +36,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
     these cost:
 
     - `weight_decay` (decoupled, theta - learning_rate * weight_decay * theta,
-      as Keras's): nothing. In lazy mode it reaches the batch's rows only.
+      as Keras's): nothing. In lazy mode it reaches the batch's rows only; in exact
+      mode all rows, and learning_rate * weight_decay must stay below 1.
     - `clipnorm`, `global_clipnorm`, `clipvalue`: nothing. They see the summed
       gradient.
     - `loss_scale_factor`: nothing.
@@ -63,14 +48,18 @@ class RowOptimizer(keras.optimizers.Optimizer):
     - `keras.optimizers.LossScaleOptimizer` around it: its own search for
       overflow costs the whole table, and may miss one in a repeated id.
     - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
-      step.
+      step. In exact mode the step itself is then a dense one.
+
+    Exact mode keeps 4 bytes more a row, and some megabytes an optimizer. Rows of
+    float16 and bfloat16 tables are then rounded when they are touched, and not at
+    every step. A step in which a table has no gradient at all is no step for it,
+    as in Keras, and costs exact mode a pass over the table.
 
     A subclass gives `rule`, `tail`, `_make_plan`, `_build_state`, `_state`, `_scalars`,
     `_lead`, `_has_kernel` and `_kernel`.
     """
 
     rule: Rule
-    tail: ledger.Tail
 
     def __init__(
         self,
@@ -165,65 +154,19 @@ class RowOptimizer(keras.optimizers.Optimizer):
         # A plain object keeps Keras and TensorFlow from saving what it holds.
         self._untracked = types.SimpleNamespace(
             workspaces=[
-                rows.Workspace(_native(v), copies=len(self._state(i)) + 1)
+                rows.Workspace(native(v), copies=len(self._state(i)) + 1)
                 if len(v.shape)
                 else None
                 for i, v in enumerate(variables)
             ],
             compiled=compile_assign(),
-            by_rows=set(),
-            not_by_rows=set(),
-            readings={},
-            rounded={},
-            settlers={},
         )
         self._build_ledger(variables)
 
-    def _build_ledger(self, variables: list[Any]) -> None:
-        """For each variable, when each row was last updated; and what that means."""
-        self._last = [
-            self.add_variable(v.shape[:1], dtype="uint32", name="last_step")
-            if self._mode(v) == "exact" and len(v.shape)
-            else None
-            for v in variables
-        ]
-        owned = [v for v, last in zip(variables, self._last) if last is not None]
-        if not owned:
-            return
-        kinds = {self._decays(v) for v in owned}
-        self._plan = self._make_plan(self._largest_beta_1())
-        dtype = max(state_dtype(v.dtype) for v in owned)
-        self._histories = [
-            ledger.History(self._plan, kind, dtype) for kind in sorted(kinds)
-        ]
-        for v in owned:
-            ledger.set_owner(v, self)
-
-    def _check_exact(self) -> None:
-        """Raises where exact mode does not hold; with a schedule, `build` does."""
-        if self.sparse_updates == "exact" and not callable(self.beta_1):
-            self._make_plan(self.beta_1)
-
-    def _mode(self, variable: Any) -> str:
-        """`sparse_updates`, but where something reads the whole table each step."""
-        whole = self.use_ema or getattr(variable, "constraint", None) is not None
-        exact = self.sparse_updates == "exact"
-        return "dense" if exact and whole else self.sparse_updates
-
     def _decays(self, variable: Any) -> bool:
         return self.weight_decay is not None and self._use_weight_decay(
-            _native(variable)
+            native(variable)
         )
-
-    def _largest_beta_1(self) -> float:
-        """Of a schedule: over steps that lie ever further apart."""
-        if not callable(self.beta_1):
-            return self.beta_1
-        steps = {0, *(round(1.25**k) for k in range(63))}
-        with tf.init_scope():
-            largest = max(float(self.beta_1(tf.constant(k))) for k in steps)
-        check_range("beta_1", largest)
-        return largest
 
     def add_variable(
         self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
@@ -256,8 +199,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         at_once = not self.gradient_accumulation_steps
         more = None
         if mode == "exact":
-            reading = self._untracked.readings.get(i)
-            if at_once and reading is not None and _is_gradient_of(g, reading):
+            reading = self._reading_of(i, g)
+            if at_once and reading is not None:
                 return Rows(values, reading.ids, reading.lengthened)
             more = ledger.sweep(variable.shape[0], tf.cast(self.iterations, tf.int32))
         d = rows.distinct(g.indices, self._untracked.workspaces[i].places, more)
@@ -357,7 +300,6 @@ class RowOptimizer(keras.optimizers.Optimizer):
         scalars: dict[Any, Any] = {}
         updates = []
         for i, g, variable in zip(indices, grads, trainable_variables):
-            native = _native(variable)
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
             kernel = self._has_kernel() and takes_kernel(g, variable, decays)
@@ -366,7 +308,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 scalars[dtype, kernel] = step.alpha, self._scalars(step)
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
-            state = [_native(x) for x in self._state(i)]
+            state = [native(x) for x in self._state(i)]
             kwargs = {
                 "rule": self.rule,
                 "kernel": self._kernel if kernel else None,
@@ -376,163 +318,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 "compiled": self._untracked.compiled,
                 "values": self._settled_rows(i, g),
             }
-            updates.append((native, (g, state, s, decay), kwargs))
+            updates.append((native(variable), (g, state, s, decay), kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
             _update_all, self._distribution_strategy, updates
         )
         self._end_step(dict(zip(indices, grads)), learning_rate)
-
-    # Rows that a step skips: exact mode.
-
-    def _note_by_rows(self, i: int) -> None:
-        """From now on the i-th variable is updated row by row."""
-        variable = self._trainable_variables[i]
-        if ledger.owner(variable) is not self:
-            raise ValueError(
-                f"{variable.path} is trained by two optimizers with "
-                '`sparse_updates="exact"`, of which only the one built last knows '
-                'what its rows owe. Use "lazy" or "dense" in one of them.'
-            )
-        if i in self._untracked.by_rows:
-            return
-        if i in self._untracked.not_by_rows:
-            raise ValueError(
-                f"{variable.path} has a sparse gradient in this step, and had a "
-                "dense one or none in a step that was compiled before, which may "
-                "run again and does not know what its rows owe. Received: "
-                'sparse_updates="exact". Make a new optimizer, or use '
-                'sparse_updates="lazy" or "dense".'
-            )
-        self._untracked.by_rows.add(i)
-        ledger.settle_when_read(variable)
-        with tf.init_scope():
-            last = _native(self._last[i])
-            if tf.reduce_max(last) < tf.cast(self.iterations, last.dtype):
-                # Not one row was updated at the last step, so it was a dense one.
-                last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
-
-    def _tables(self, i: int) -> list[tf.Variable]:
-        return [_native(x) for x in (self._trainable_variables[i], *self._state(i))]
-
-    def _debts(self, i: int, rounded: bool | None = None) -> ledger.Debts:
-        """What the i-th variable's rows owe, by the betas of the kernel or the rule."""
-        variable = self._trainable_variables[i]
-        dtype = state_dtype(variable.dtype)
-        if rounded is None:
-            rounded = (
-                self._has_kernel() and dtype == variable.dtype and not rows.in_xla()
-            )
-            self._untracked.rounded[i] = rounded
-        plan = self._plan
-        if rounded:
-            beta_1, beta_2 = self._rounded(dtype, plan.beta_1, plan.beta_2)
-            plan = dataclasses.replace(plan, beta_1=beta_1, beta_2=beta_2)
-        [history] = [h for h in self._histories if h.decays == self._decays(variable)]
-        t = tf.cast(self.iterations, tf.int32)
-        return ledger.Debts(history, plan, self.tail, _native(self._last[i]), t)
-
-    @staticmethod
-    def _rounded(dtype: str, *betas: float) -> list[float]:
-        # A kernel takes betas in the variable's dtype: one that knows 0.999
-        # as 0.99900001 is Adam for that beta, and needs its correction.
-        return [float(np.dtype(dtype).type(beta)) for beta in betas]
-
-    def _settled_rows(self, i: int, g: Any) -> list[tf.Tensor] | None:
-        """The rows a gradient is for, brought to date; None: as they stand."""
-        reading = self._untracked.readings.pop(i, None)
-        if i not in self._untracked.by_rows:
-            return None
-        if not isinstance(g, Rows):
-            self._settle(i)
-            return None
-        if reading is not None and g.ids is reading.ids:
-            return reading.values
-        debts = self._debts(i)
-        *values, last = rows.gather([*self._tables(i), debts.last], g)
-        return debts.settled(values, last)
-
-    def _end_step(self, grads: dict[int, Any], learning_rate: Any) -> None:
-        """Notes which rows the step updated, and what it adds to others' debts."""
-        by_rows = self._untracked.by_rows
-        if not tf.executing_eagerly():
-            exact = {i for i, last in enumerate(self._last) if last is not None}
-            self._untracked.not_by_rows |= exact - by_rows
-        t = self.iterations + 1
-        for i in by_rows:
-            g = grads.get(i)
-            if g is None:  # no gradient is no step, not a gradient of 0
-                self._settle(i)
-            ids = g.ids if isinstance(g, Rows) else None
-            ledger.mark(self._debts(i), ids, t, self._tables(i))
-        debts = {self._decays(self._trainable_variables[i]): i for i in by_rows}
-        tables = [x for i in by_rows for x in self._tables(i)]
-        t = tf.cast(rows.after(tf.cast(t, tf.uint32), *tables), tf.int32)
-        for i in debts.values():
-            d = self._debts(i)
-            dtype = d.history.ring.dtype.name
-            step = self._step(learning_rate, dtype, self._untracked.rounded[i])
-            d.history.advance(
-                d.plan,
-                t,
-                self._lead(self._scalars(step)),
-                1 - step.one_minus_beta_1 if callable(self.beta_1) else None,
-                step.alpha * self.weight_decay if d.history.decays else None,
-            )
-
-    def _settle(self, i: int) -> None:
-        settlers = self._untracked.settlers
-        if i not in settlers:
-            settlers[i] = tf.function(
-                lambda: ledger.settle_table(
-                    self._tables(i),
-                    self._debts(i, self._untracked.rounded.get(i, False)),
-                ),
-                jit_compile=True,
-            )
-        settlers[i]()
-
-    def settle(self) -> None:
-        """Brings all rows of all tables to date, in one pass over what is behind.
-
-        With `sparse_updates="exact"` a row that no batch has touched for a while
-        stands as it was, and what dense Adam would have done to it since is owed.
-        This pays it. It is called at the end of `fit`, and whenever a table's values
-        are taken: by saving, by callbacks, by `get_weights` or NumPy. Call it
-        before other code reads the table, such as `tf.train.Checkpoint` and
-        `model.export` in the middle of a training.
-        """
-        if not self.built:
-            return
-        for i, last in enumerate(self._last):
-            if last is None:
-                continue
-            last = _native(last)
-            t = tf.cast(self.iterations, last.dtype)
-            by_rows = i in self._untracked.by_rows or tf.reduce_max(last) == t
-            if by_rows and tf.reduce_min(last) < t:
-                self._settle(i)
-        for history in getattr(self, "_histories", []):
-            history.log_decay.assign(tf.zeros_like(history.log_decay))
-
-    def __del__(self) -> None:
-        # The tables live on: pay, before what is owed is forgotten.
-        if getattr(self, "built", False) and not sys.is_finalizing():
-            with tf.init_scope():
-                self.settle()
-
-    def read(self, variable: Any, ids: tf.Tensor) -> tf.Tensor:
-        """Rows of a table as dense Adam would have them now; writes nothing.
-
-        Args:
-            variable: A variable this optimizer owns: `ledger.owner(variable)`.
-            ids: Rows' numbers, int32 or int64, of any shape.
-        """
-        i = self._get_variable_index(variable)
-        self._note_by_rows(i)
-        places = self._untracked.workspaces[i].places
-        out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
-        self._untracked.readings[i] = reading
-        return out
 
     def finalize_variable_values(self, var_list: Any) -> None:
         super().finalize_variable_values(var_list)
@@ -569,7 +359,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 first = keras.ops.equal(self.iterations, 0)
                 momentum = tf.constant(self.ema_momentum, average.dtype)
                 keep = tf.where(first, tf.zeros_like(momentum), momentum)
-                value = tf.cast(_native(variable), average.dtype)
+                value = tf.cast(native(variable), average.dtype)
                 average.assign(average * keep + value * (1 - keep))
 
     def _overwrite_model_variables_with_average_value(
@@ -580,9 +370,9 @@ class RowOptimizer(keras.optimizers.Optimizer):
         ):
             if average is not None:
                 self._distribution_strategy.extended.update(
-                    _native(variable),
+                    native(variable),
                     lambda a, b: a.assign(tf.cast(b, a.dtype)),
-                    args=(_native(average),),
+                    args=(native(average),),
                 )
 
     # Serialization.
@@ -606,19 +396,6 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 config["beta_1"], custom_objects=custom_objects
             )
         return super().from_config(config, custom_objects=custom_objects)
-
-
-def _native(variable: Any) -> Any:
-    """A `keras.Variable`'s `tf.Variable`."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _is_gradient_of(g: tf.IndexedSlices, reading: ledger.Reading) -> bool:
-    """Whether g is the gradient of these rows, each in its place."""
-    if tf.executing_eagerly() or g.values.graph is not reading.ids.graph:
-        return False
-    op = g.indices.op
-    return op.type == "Reshape" and op.inputs[0] is reading.lengthened
 
 
 def _update_all(strategy: Any, updates: list[Any]) -> None:

@@ -237,7 +237,7 @@ def test_lora_and_quantization_are_keras_own():
 
 @JIT
 def test_saved_and_loaded(tmp_path, jit):
-    x, y = make_data()
+    x, _ = make_data()
     model = compiled(adam(), jit=jit)
     fit(model, 1)
     model.save(tmp_path / "model.keras")

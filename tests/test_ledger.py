@@ -137,7 +137,8 @@ def test_a_schedule_given_as_such(jit):
     )
     for g in gradients:
         training.apply([g])
-    variable = train(keras_adam.Adam(WarmUpCosine()), table, gradients, jit)
+    optimizer = keras_adam.Adam(WarmUpCosine())
+    variable = train(optimizer, table, gradients, jit)
     np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=1e-5)
 
 
