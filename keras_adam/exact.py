@@ -70,7 +70,7 @@ class ExactRows:
             not_by_rows=set(),  # of those that some compiled step updates whole
             readings={},  # index: the last `ledger.Reading` in the graph being traced
             rounded={},  # index: whether steps know the betas as the kernel does
-            settlers={},  # index: the compiled `ledger.settle_table`
+            settlers={},  # index, rounded: `ledger.settle_theta` and `_state`, compiled
         )
         self._last = [
             self.add_variable(v.shape[:1], dtype="uint32", name="last_step")
@@ -219,15 +219,18 @@ class ExactRows:
 
     def _settle(self, i: int) -> None:
         settlers = self._untracked.settlers
-        if i not in settlers:
-            settlers[i] = tf.function(
-                lambda: ledger.settle_table(
-                    self._tables(i),
-                    self._debts(i, self._untracked.rounded.get(i, False)),
-                ),
-                jit_compile=True,
+        rounded = self._untracked.rounded.get(i, False)
+
+        def compiled(f: Callable[..., None]) -> Any:
+            return tf.function(
+                lambda: f(self._tables(i), self._debts(i, rounded)), jit_compile=True
             )
-        settlers[i]()
+
+        if (i, rounded) not in settlers:
+            both = ledger.settle_theta, ledger.settle_state
+            settlers[i, rounded] = [compiled(f) for f in both]
+        for settle in settlers[i, rounded]:
+            settle()
 
     def settle(self) -> None:
         """Brings all rows of all tables to date, in one pass over what is behind.

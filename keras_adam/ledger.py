@@ -75,18 +75,24 @@ class Debts(NamedTuple):
             values: Rows of theta and of the state, or whole tables.
             last: Their steps of last update.
         """
+        return [self.theta(values, last), *self.state(values[1:], last)]
+
+    def theta(self, values: list[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
+        compute = rows.compiled(_theta, self.tail, self.plan)
+        return compute(values[0], values[1:], *self._of(last))
+
+    def state(self, values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
+        m, v, *others = values
+        return [*rows.compiled(_state, self.plan)([m, v], *self._of(last)), *others]
+
+    def _of(self, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         last = tf.cast(last, tf.int32)
         gap = tf.cast(self.t - last, self.history.ring.dtype)
         log_decay = self.history.log_decay.read_value() if self.history.decays else None
-        debts = tf.gather(self.history.ring, last % LENGTH), gap, log_decay
-        theta, *state = values
-        # Apart, since a forward pass waits for the first alone.
-        theta = rows.compiled(_settled, self.tail, self.plan)(theta, state, *debts)
-        m, v = rows.compiled(_decayed, self.plan)(state[:2], *debts)
-        return [theta, m, v, *state[2:]]
+        return tf.gather(self.history.ring, last % LENGTH), gap, log_decay
 
 
-def _settled(
+def _theta(
     tail: Tail, plan: Plan, theta: Any, state: Any, history: Any, gap: Any, log: Any
 ) -> Any:
     dtype = state[0].dtype
@@ -98,7 +104,7 @@ def _settled(
     return theta - paid
 
 
-def _decayed(plan: Plan, state: Any, history: Any, gap: Any, log: Any) -> list[Any]:
+def _state(plan: Plan, state: Any, history: Any, gap: Any, log: Any) -> list[Any]:
     m, v = state
     owed = tails.owed(plan, history, gap, log, len(m.shape), m.dtype)
     return [m * owed.m, v * owed.v]
@@ -145,11 +151,21 @@ def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
     return tf.gather(now, place), gradient
 
 
-def settle_table(tables: list[tf.Variable], debts: Debts) -> None:
-    """Brings all rows to date, in a pass over the table."""
+def settle_theta(tables: list[tf.Variable], debts: Debts) -> None:
+    """Brings the weights of all rows to date; `settle_state` must follow.
+
+    Not one function: the weights need the state as it was, and XLA would copy it.
+    """
     values = [x.read_value() for x in tables]
-    for x, value in zip(tables, debts.settled(values, debts.last.read_value())):
-        x.assign(tf.cast(value, x.dtype))
+    theta = debts.theta(values, debts.last.read_value())
+    tables[0].assign(tf.cast(theta, tables[0].dtype))
+
+
+def settle_state(tables: list[tf.Variable], debts: Debts) -> None:
+    """Brings the state of all rows to date."""
+    values = [x.read_value() for x in tables[1:]]
+    for x, value in zip(tables[1:3], debts.state(values, debts.last.read_value())):
+        x.assign(value)
     mark(debts, None, debts.t, tables)
 
 

@@ -193,7 +193,10 @@ def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
         return Rows(table + 0, ids, ids)
     ids = tf.where(marks > 0)[:, 0]
     longer = lengthen(ids)
-    return Rows(tf.gather(table, longer), ids, longer)
+    more = tf.shape(longer)[0] - tf.shape(ids)[0]
+    values = tf.gather(table, ids)
+    values = tf.pad(values, [[0, more], *[[0, 0]] * (len(table.shape) - 1)])
+    return Rows(values, ids, longer)
 
 
 def gather(tables: Sequence[tf.Variable], g: Rows) -> list[tf.Tensor]:

@@ -108,3 +108,21 @@ def test_optax(name, jit):
         delta, state = optimizer.update(g, state, weight)
         weight = np.asarray(optax.apply_updates(weight, delta))
     np.testing.assert_allclose(ours(make(), stream, jit), weight, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("name", ["adam", "adam_betas"])
+def test_optax_on_the_gradient_in_dense_form(name, jit):
+    """Exact rows, against an Adam that moves every row at every step."""
+    optax = pytest.importorskip("optax", reason="second opinion not installed")
+    make, theirs = OPTAX[name]
+    stream = gradients(sparse=True)
+    optimizer = theirs(optax)
+    weight = first()
+    state = optimizer.init(weight)
+    for values, ids in stream:
+        g = np.zeros_like(weight)
+        np.add.at(g, ids, values)
+        delta, state = optimizer.update(g, state, weight)
+        weight = np.asarray(optax.apply_updates(weight, delta))
+    np.testing.assert_allclose(ours(make(), stream, jit), weight, rtol=1e-4, atol=2e-5)

@@ -35,7 +35,26 @@ def test_quickstart(tmp_path):
     assert (tmp_path / "results/quickstart.png").stat().st_size > 1000
 
 
+def test_exact_rows(tmp_path):
+    """In `fit`, every step's loss is dense Adam's; that of lazy rows is not."""
+    out = run(tmp_path, "exact_rows.py", "--steps=100", "--rows=20000")
+    found = re.findall(r"^(\S.*\S) +[\d.]+ +([\d.e+-]+)$", out, re.MULTILINE)
+    largest = {name: float(value) for name, value in found}
+    assert largest["exact, keras_adam.Embedding"] < 1e-4
+    assert largest["lazy"] > 1e-3
+    assert largest["exact, keras.layers.Embedding"] < largest["lazy"]
+    assert (tmp_path / "results/exact_rows.png").stat().st_size > 1000
+    lines = (tmp_path / "results/exact_rows.csv").read_text().splitlines()
+    assert len(lines) == 101
+
+
 @pytest.mark.parametrize("script", ["rows.py", "dense.py"])
 def test_benchmarks(tmp_path, script):
     out = run(tmp_path, f"benchmarks/{script}", "--rounds=1", "--scale=0.001")
     assert out.count("keras_adam.Adam") >= 2
+
+
+def test_benchmark_of_fit(tmp_path):
+    args = "--rounds=1", "--scale=0.001", "--steps=8"
+    out = run(tmp_path, "benchmarks/fit.py", *args)
+    assert out.count("of lazy") == 10
