@@ -220,15 +220,18 @@ class ExactRows:
     def _settle(self, i: int) -> None:
         settlers = self._untracked.settlers
         rounded = self._untracked.rounded.get(i, False)
+        # Compiling takes longer than a pass over a small table does.
+        large = self._trainable_variables[i].shape.num_elements() > 1e6
 
-        def compiled(f: Callable[..., None]) -> Any:
-            return tf.function(
-                lambda: f(self._tables(i), self._debts(i, rounded)), jit_compile=True
-            )
+        def settler(f: Callable[..., None]) -> Any:
+            def settle() -> None:
+                f(self._tables(i), self._debts(i, rounded))
+
+            return tf.function(settle, jit_compile=True) if large else settle
 
         if (i, rounded) not in settlers:
             both = ledger.settle_theta, ledger.settle_state
-            settlers[i, rounded] = [compiled(f) for f in both]
+            settlers[i, rounded] = [settler(f) for f in both]
         for settle in settlers[i, rounded]:
             settle()
 
