@@ -22,9 +22,11 @@ class Embedding(keras.layers.Embedding):
     other optimizer, and without one, it is `keras.layers.Embedding`; it gathers
     rows from the variable itself, never from a copy of it.
 
-    Code that reads `layer.embeddings` whole within a step (not NumPy, saving or
-    `get_weights`, which are served) reads what stands in the table, unless its
-    gradient is dense, as with tied weights: then no row owes.
+    TensorFlow code that reads `layer.embeddings` itself reads what stands in the
+    table, unless the table's gradient is dense, as with tied weights: then no row
+    owes. Outside a step, call `optimizer.settle()` before. (`numpy()`, `get_weights`
+    and saving do.) A step that writes to the table itself, not by the optimizer, is
+    not served.
 
     Args:
         *args, **kwargs: Those of `keras.layers.Embedding`. So are the shapes: ids
@@ -36,6 +38,13 @@ class Embedding(keras.layers.Embedding):
 
     Source: `keras_adam.tails` has the rule of what is owed.
     """
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        if isinstance(getattr(self, "_embeddings", None), keras.Variable):
+            # `call` casts what it gathers: to cast the variable would copy the table.
+            self._embeddings._autocast = False
+            self._embeddings._keras_adam_by_rows = True
 
     def call(self, inputs: Any) -> Any:
         table = getattr(self, "_embeddings", None)

@@ -32,8 +32,8 @@ def check_range(name: str, value: float) -> None:
 
 
 def native(variable: Any) -> Any:
-    """A `keras.Variable`'s `tf.Variable`."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
+    """A `keras.Variable`'s `tf.Variable`; `value` may be a cast of it."""
+    return variable._value if isinstance(variable, keras.Variable) else variable
 
 
 class ExactRows:
@@ -70,6 +70,7 @@ class ExactRows:
             not_by_rows=set(),  # of those that some compiled step updates whole
             readings={},  # index: the last `ledger.Reading` in the graph being traced
             rounded={},  # index: whether steps know the betas as the kernel does
+            decays=[self._decays(v) for v in variables],
             settlers={},  # index, rounded: `ledger.settle_theta` and `_state`, compiled
         )
         self._last = [
@@ -89,6 +90,8 @@ class ExactRows:
         ]
         for v in owned:
             ledger.set_owner(v, self)
+            if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
+                self._note_by_rows(self._get_variable_index(v))
 
     def _check_exact(self) -> None:
         """Raises where exact mode does not hold; with a schedule, `build` does."""
@@ -127,7 +130,8 @@ class ExactRows:
                 f"{variable.path} has a sparse gradient in this step, and had a "
                 "dense one or none in a step that was compiled before, which may "
                 "run again and does not know what its rows owe. Received: "
-                'sparse_updates="exact". Make a new optimizer, or use '
+                'sparse_updates="exact". Use keras_adam.Embedding, or call the '
+                "compiled step with the sparse gradient first, or use "
                 'sparse_updates="lazy" or "dense".'
             )
         self._untracked.by_rows.add(i)
@@ -154,7 +158,8 @@ class ExactRows:
         if rounded:
             beta_1, beta_2 = self._rounded(dtype, plan.beta_1, plan.beta_2)
             plan = dataclasses.replace(plan, beta_1=beta_1, beta_2=beta_2)
-        [history] = [h for h in self._histories if h.decays == self._decays(variable)]
+        decays = self._untracked.decays[i]
+        [history] = [h for h in self._histories if h.decays == decays]
         t = tf.cast(self.iterations, tf.int32)
         return ledger.Debts(history, plan, self.tail, native(self._last[i]), t)
 
@@ -202,7 +207,7 @@ class ExactRows:
                 self._settle(i)
             ids = g.ids if isinstance(g, Rows) else None
             ledger.mark(self._debts(i), ids, t, self._tables(i))
-        debts = {self._decays(self._trainable_variables[i]): i for i in by_rows}
+        debts = {self._untracked.decays[i]: i for i in by_rows}
         tables = [x for i in by_rows for x in self._tables(i)]
         t = tf.cast(rows.after(tf.cast(t, tf.uint32), *tables), tf.int32)
         for i in debts.values():
@@ -236,14 +241,14 @@ class ExactRows:
             settle()
 
     def settle(self) -> None:
-        """Brings all rows of all tables to date, in one pass over what is behind.
+        """Brings all rows of all tables to date, in two passes over what is behind.
 
         With `sparse_updates="exact"` a row that no batch has touched for a while
         stands as it was, and what dense Adam would have done to it since is owed.
-        This pays it. It is called at the end of `fit`, and whenever a table's values
-        are taken: by saving, by callbacks, by `get_weights` or NumPy. Call it
-        before other code reads the table, such as `tf.train.Checkpoint` and
-        `model.export` in the middle of a training.
+        This pays it. It is called at the end of `fit`, and by `numpy()`,
+        `get_weights`, saving and assignment of a table. Call it before other code
+        reads or changes a table outside a step, such as `tf.train.Checkpoint`,
+        `model.export`, or `tf.norm(layer.embeddings)` in a callback.
         """
         if not self.built:
             return
@@ -258,9 +263,13 @@ class ExactRows:
         for history in getattr(self, "_histories", []):
             history.log_decay.assign(tf.zeros_like(history.log_decay))
 
+    def forget_reading(self, variable: Any) -> None:
+        """What a forward pass read of it may not be what an update finds."""
+        self._untracked.readings.pop(self._get_variable_index(variable), None)
+
     def __del__(self) -> None:
         # The tables live on: pay, before what is owed is forgotten.
-        if getattr(self, "built", False) and not sys.is_finalizing():
+        if hasattr(self, "_histories") and not sys.is_finalizing():
             with tf.init_scope():
                 self.settle()
 

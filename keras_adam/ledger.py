@@ -87,7 +87,8 @@ class Debts(NamedTuple):
 
     def _of(self, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         last = tf.cast(last, tf.int32)
-        gap = tf.cast(self.t - last, self.history.ring.dtype)
+        # Never negative, even where the count of steps was set back by hand.
+        gap = tf.cast(tf.maximum(self.t - last, 0), self.history.ring.dtype)
         log_decay = self.history.log_decay.read_value() if self.history.decays else None
         return tf.gather(self.history.ring, last % LENGTH), gap, log_decay
 
@@ -156,7 +157,10 @@ def settle_theta(tables: list[tf.Variable], debts: Debts) -> None:
 
     Not one function: the weights need the state as it was, and XLA would copy it.
     """
-    values = [x.read_value() for x in tables]
+    # No tape must see this: it may be run by the garbage collector, at any time.
+    values = [
+        tf.raw_ops.ReadVariableOp(resource=x.handle, dtype=x.dtype) for x in tables
+    ]
     theta = debts.theta(values, debts.last.read_value())
     tables[0].assign(tf.cast(theta, tables[0].dtype))
 
@@ -190,17 +194,21 @@ def sweep(table_rows: int, t: tf.Tensor) -> tf.Tensor:
 
 
 class _Settled:
-    """A `keras.Variable` whose rows are brought to date when its values are taken.
+    """A `keras.Variable` whose rows are brought to date by NumPy and assignment.
 
-    Saving, `get_weights` and NumPy take them here.
+    That is `numpy()`, `np.array(variable)`, and so `get_weights` and saving; and
+    `assign`, `assign_add`, `assign_sub`, so that what was owed up to then is not owed
+    by the new values. TensorFlow's own reads of it see what stands in the table.
     """
 
     _keras_adam_owner: weakref.ref[Any]
 
     def _bring_to_date(self) -> None:
         owner = self._keras_adam_owner()
-        if owner is not None and tf.executing_eagerly():
-            owner.settle()
+        if owner is not None:
+            owner.forget_reading(self)
+            if tf.executing_eagerly():
+                owner.settle()
 
     def numpy(self) -> Any:
         self._bring_to_date()
@@ -211,9 +219,16 @@ class _Settled:
         return super().__array__(dtype)  # type: ignore[misc]
 
     def assign(self, value: Any) -> Any:
-        # What is owed up to now is not owed by the new values.
         self._bring_to_date()
         return super().assign(value)  # type: ignore[misc]
+
+    def assign_add(self, value: Any) -> Any:
+        self._bring_to_date()
+        return super().assign_add(value)  # type: ignore[misc]
+
+    def assign_sub(self, value: Any) -> Any:
+        self._bring_to_date()
+        return super().assign_sub(value)  # type: ignore[misc]
 
 
 @functools.cache

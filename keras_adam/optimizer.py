@@ -347,7 +347,7 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
         for i, variable in enumerate(rest):
             variable.assign(store[str(i)])
         for x in last:
-            x.assign(tf.fill(x.shape, tf.cast(self._iterations, x.dtype)))
+            x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
 
     # The average.
 

@@ -1,5 +1,6 @@
 """The Embedding layer: a drop-in, and rows as they are now."""
 
+import functools
 import gc
 import warnings
 
@@ -251,3 +252,51 @@ def test_saved_and_loaded(tmp_path, jit):
     fit(loaded, 1)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_mixed_layer_in_a_float32_model_reads_rows_as_they_are_now():
+    """Keras would hand such a layer a cast copy of the table."""
+    x, y = make_data()
+
+    def layer(*args, **kwargs):
+        return keras_adam.Embedding(*args, **{**kwargs, "dtype": "mixed_bfloat16"})
+
+    model = compiled(adam(), layer)
+    for i in range(6):
+        model.train_on_batch(x[i : i + 1], y[i : i + 1])
+    table = model.layers[0].embeddings
+    found, direct = model.predict(x, verbose=0), model.layers[0](x)
+    stale = table.value.numpy()
+    model.optimizer.settle()
+    assert np.abs(table.value.numpy() - stale).max() > 1e-2
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=2e-2)
+    np.testing.assert_allclose(
+        tf.cast(direct, "float32"), tf.cast(model.layers[0](x), "float32"), atol=1e-3
+    )
+
+
+def _step(model, optimizer, x, y, variables):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(x) - y) ** 2)
+    optimizer.apply(tape.gradient(loss, variables), variables)
+    return loss
+
+
+@JIT
+def test_a_step_without_the_table_may_be_compiled_first(jit):
+    """As in alternating training: the layer has said that it goes by rows."""
+    found = []
+    for mode in ("exact", "dense"):
+        model = make_model(layer=keras_adam.Embedding)
+        optimizer = adam(mode)
+        optimizer.build(model.trainable_variables)
+        x, y = make_data(4)
+
+        step = functools.partial(_step, model, optimizer, x, y)
+        variables = model.trainable_variables
+        few, every = (
+            tf.function(functools.partial(step, v), jit_compile=jit)
+            for v in (variables[1:], variables)
+        )
+        found.append([float(f()) for f in (few, every, few, few, every, every)])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)

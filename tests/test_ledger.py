@@ -493,3 +493,42 @@ def test_backup_and_restore(tmp_path):
     assert int(again.optimizer.iterations) == int(once.optimizer.iterations) == 48
     for a, b in zip(again.get_weights(), once.get_weights()):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["assign_add", "assign_sub"])
+def test_added_values_come_on_top_of_what_was_owed(unswept, how):
+    optimizer, variable = pair()
+    for ids in ([0], [1]):
+        optimizer.apply([slices(ids)], [variable])
+    getattr(variable, how)(np.ones((6, 2)))
+    sign = 1 if how == "assign_add" else -1
+    close(variable, dense([[0], [1]]) + sign)
+
+
+def test_a_count_of_steps_set_back_by_hand(unswept):
+    """Then no row is behind; with Keras's Adam such a restart works too."""
+    optimizer, variable = pair()
+    for ids in ([0], [1], [2], [0]):
+        optimizer.apply([slices(ids)], [variable])
+    optimizer.settle()
+    optimizer.iterations.assign(0)
+    moments = [x.numpy() for x in optimizer._state(0)]
+    optimizer.apply([slices([1])], [variable])
+    for before, after in zip(moments, optimizer._state(0)):
+        assert np.abs(after.numpy()).max() <= max(1.0, np.abs(before).max())
+
+
+def test_an_accumulating_state_loads_into_exact_mode():
+    lazy, _ = pair(gradient_accumulation_steps=2, sparse_updates="lazy")
+    exact, variable = pair(gradient_accumulation_steps=2)
+    table = lazy._trainable_variables[0]
+    for _ in range(40):
+        lazy.apply([slices([0, 1])], [table])
+    store = {}
+    lazy.save_own_variables(store)
+    exact.load_own_variables(store)
+    assert int(exact.iterations) == 20
+    assert np.all(exact._last[0].numpy() == 20)
+    for _ in range(2):
+        exact.apply([slices([0, 1])], [variable])
+    assert np.abs(exact._state(0)[0].numpy()).max() <= 1.0
