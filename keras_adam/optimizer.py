@@ -175,6 +175,9 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
         dtype = state_dtype(dtype or keras.backend.floatx())
         return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
 
+    def _var_key(self, variable: Any) -> Any:
+        return super()._var_key(native(variable))
+
     # The way of a gradient.
 
     def _overwrite_variables_directly_with_gradients(
