@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -34,6 +35,21 @@ def check_range(name: str, value: float) -> None:
 def native(variable: Any) -> Any:
     """A `keras.Variable`'s `tf.Variable`; `value` may be a cast of it."""
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def rounded(dtype: str, beta: float) -> float:
+    """A beta as a kernel takes it, in the variable's dtype.
+
+    One that knows 0.999 as 0.99900001 is Adam for that beta, and needs its
+    correction.
+    """
+    return float(np.dtype(dtype).type(beta))
+
+
+@functools.cache  # a plan takes a millisecond, and eager steps ask for it often
+def _rounded_plan(plan: Plan, dtype: str) -> Plan:
+    beta_1, beta_2 = (rounded(dtype, beta) for beta in (plan.beta_1, plan.beta_2))
+    return dataclasses.replace(plan, beta_1=beta_1, beta_2=beta_2)
 
 
 class ExactRows:
@@ -145,29 +161,22 @@ class ExactRows:
     def _tables(self, i: int) -> list[tf.Variable]:
         return [native(x) for x in (self._trainable_variables[i], *self._state(i))]
 
-    def _debts(self, i: int, rounded: bool | None = None) -> ledger.Debts:
+    def _debts(self, i: int, as_kernel: bool | None = None) -> ledger.Debts:
         """What the i-th variable's rows owe, by the betas of the kernel or the rule."""
         variable = self._trainable_variables[i]
         dtype = state_dtype(variable.dtype)
-        if rounded is None:
-            rounded = (
+        if as_kernel is None:
+            as_kernel = (
                 self._has_kernel() and dtype == variable.dtype and not rows.in_xla()
             )
-            self._untracked.rounded[i] = rounded
+            self._untracked.rounded[i] = as_kernel
         plan = self._plan
-        if rounded:
-            beta_1, beta_2 = self._rounded(dtype, plan.beta_1, plan.beta_2)
-            plan = dataclasses.replace(plan, beta_1=beta_1, beta_2=beta_2)
+        if as_kernel:
+            plan = _rounded_plan(plan, dtype)
         decays = self._untracked.decays[i]
         [history] = [h for h in self._histories if h.decays == decays]
         t = tf.cast(self.iterations, tf.int32)
         return ledger.Debts(history, plan, self.tail, native(self._last[i]), t)
-
-    @staticmethod
-    def _rounded(dtype: str, *betas: float) -> list[float]:
-        # A kernel takes betas in the variable's dtype: one that knows 0.999
-        # as 0.99900001 is Adam for that beta, and needs its correction.
-        return [float(np.dtype(dtype).type(beta)) for beta in betas]
 
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""
@@ -224,20 +233,20 @@ class ExactRows:
 
     def _settle(self, i: int) -> None:
         settlers = self._untracked.settlers
-        rounded = self._untracked.rounded.get(i, False)
+        as_kernel = self._untracked.rounded.get(i, False)
         # Compiling takes longer than a pass over a small table does.
         large = self._trainable_variables[i].shape.num_elements() > 1e6
 
         def settler(f: Callable[..., None]) -> Any:
             def settle() -> None:
-                f(self._tables(i), self._debts(i, rounded))
+                f(self._tables(i), self._debts(i, as_kernel))
 
             return tf.function(settle, jit_compile=True) if large else settle
 
-        if (i, rounded) not in settlers:
+        if (i, as_kernel) not in settlers:
             both = ledger.settle_theta, ledger.settle_state
-            settlers[i, rounded] = [settler(f) for f in both]
-        for settle in settlers[i, rounded]:
+            settlers[i, as_kernel] = [settler(f) for f in both]
+        for settle in settlers[i, as_kernel]:
             settle()
 
     def settle(self) -> None:

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_adam import ledger, rows
-from keras_adam.exact import ExactRows, check_range, native, state_dtype
+from keras_adam.exact import ExactRows, check_range, native, rounded, state_dtype
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan, one_minus_power
 from keras_adam.update import (
@@ -284,12 +284,12 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
         alpha = tf.cast(learning_rate, dtype)
         beta_1, beta_2 = self.beta_1, self.beta_2
         if kernel:
-            [beta_2] = self._rounded(dtype, beta_2)
+            beta_2 = rounded(dtype, beta_2)
         if callable(beta_1):
             c_1 = tf.cast(self._correction_1, dtype)
             return Step(alpha, 1 - tf.cast(self._beta_1(), dtype), c_1, beta_2, t)
         if kernel:
-            [beta_1] = self._rounded(dtype, beta_1)
+            beta_1 = rounded(dtype, beta_1)
         one_minus_beta_1 = tf.constant(1 - beta_1, dtype)
         return Step(alpha, one_minus_beta_1, one_minus_power(beta_1, t), beta_2, t)
 

@@ -23,11 +23,12 @@ class Rows(NamedTuple):
         ids: `[n]`, the rows' numbers. Under XLA, where `n` is the number of
             ids before repeats were summed, the places left over hold a number
             past the end of the table, which `scatter` drops, and zero values.
+        lengthened: As in `Distinct`; as many as there are values with their room.
     """
 
     values: tf.Tensor
     ids: tf.Tensor
-    lengthened: tf.Tensor  # see `Distinct`
+    lengthened: tf.Tensor
 
     def __truediv__(self, scale: Any) -> Rows:
         return self._replace(values=self.values / scale)
@@ -42,7 +43,7 @@ class Workspace:
     """Variables that hold nothing between steps, and so are no saved state.
 
     Attributes:
-        places: A vector as long as the table, in which `sum_repeats` finds
+        places: A vector as long as the table, in which `distinct` finds
             repeats under XLA. It is uint32 because TensorFlow keeps int32
             variables in host memory.
         copies: Variables of any number of rows, for kernels that only work on

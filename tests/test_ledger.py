@@ -53,19 +53,36 @@ def stream(steps=STEPS):
     return table, gradients
 
 
-def train(optimizer, table, gradients, jit, between=lambda step: None):
-    variable = keras.Variable(table)
-    optimizer.build([variable])
-
+def go_on(optimizer, variable, gradients, jit, between=lambda step: None):
     @tf.function(jit_compile=jit)
     def apply(values, ids):
-        slices = tf.IndexedSlices(values, ids, tf.constant(table.shape))
+        slices = tf.IndexedSlices(values, ids, tf.constant([ROWS, WIDTH]))
         optimizer.apply([slices], [variable])
 
     for step, (values, ids) in enumerate(gradients):
         between(step)
         apply(tf.constant(values), tf.constant(ids))
+
+
+def train(optimizer, table, gradients, jit, **kwargs):
+    variable = keras.Variable(table)
+    optimizer.build([variable])
+    go_on(optimizer, variable, gradients, jit, **kwargs)
     return variable
+
+
+def oracle(table, gradients, rule=None, rate=warm_up_cosine, weight_decay=0.0):
+    training = reference.Training(
+        rule or reference.Adam(),
+        [table],
+        [np.float64],
+        lazy=False,
+        learning_rate=rate,
+        weight_decay=weight_decay,
+    )
+    for g in gradients:
+        training.apply([g])
+    return training.thetas[0]
 
 
 LONG = {
@@ -97,16 +114,7 @@ def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
     def rate(step):
         return warm_up_cosine(step) if step < 1200 else 3e-3
 
-    training = reference.Training(
-        rule,
-        [table],
-        [np.float64],
-        lazy=False,
-        learning_rate=rate,
-        weight_decay=weight_decay or 0.0,
-    )
-    for g in gradients:
-        training.apply([g])
+    truth = oracle(table, gradients, rule, rate, weight_decay or 0.0)
     errors = {}
     for mode in ("exact", "dense", "lazy"):
         optimizer = cls(1.0, sparse_updates=mode, weight_decay=weight_decay, **kwargs)
@@ -117,8 +125,8 @@ def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
                 new = float(schedule(step)) if step < 1200 else 3e-3
                 optimizer.learning_rate = new
 
-        variable = train(optimizer, table, gradients, jit, between)
-        errors[mode] = np.abs(variable.numpy() - training.thetas[0]).max()
+        variable = train(optimizer, table, gradients, jit, between=between)
+        errors[mode] = np.abs(variable.numpy() - truth).max()
     with capsys.disabled():
         print(f"\n{name} {jit=} {weight_decay=} {swept=} largest error: {errors}")
     assert errors["exact"] <= 2 * errors["dense"] + 1e-6
@@ -128,18 +136,10 @@ def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
 @JIT
 def test_a_schedule_given_as_such(jit):
     table, gradients = stream(600)
-    training = reference.Training(
-        reference.Adam(),
-        [table],
-        [np.float64],
-        lazy=False,
-        learning_rate=warm_up_cosine,
-    )
-    for g in gradients:
-        training.apply([g])
+    truth = oracle(table, gradients)
     optimizer = keras_adam.Adam(WarmUpCosine())
     variable = train(optimizer, table, gradients, jit)
-    np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=1e-5)
+    np.testing.assert_allclose(variable.numpy(), truth, atol=1e-5)
 
 
 RESUME = """
@@ -160,16 +160,6 @@ def saved_pair(table):
     variable = keras.Variable(table)
     optimizer.build([variable])
     return optimizer, variable
-
-
-def go_on(optimizer, variable, gradients, jit):
-    @tf.function(jit_compile=jit)
-    def apply(values, ids):
-        slices = tf.IndexedSlices(values, ids, tf.constant([ROWS, WIDTH]))
-        optimizer.apply([slices], [variable])
-
-    for values, ids in gradients:
-        apply(tf.constant(values), tf.constant(ids))
 
 
 @JIT
@@ -195,18 +185,9 @@ def test_resumed_in_a_new_process(tmp_path, jit):
 
     optimizer, variable = saved_pair(table)
     go_on(optimizer, variable, gradients, jit)
-    training = reference.Training(
-        reference.Adam(),
-        [table],
-        [np.float64],
-        lazy=False,
-        learning_rate=warm_up_cosine,
-        weight_decay=0.01,
-    )
-    for g in gradients:
-        training.apply([g])
+    truth = oracle(table, gradients, weight_decay=0.01)
     for other in (went_on, variable.numpy()):
-        np.testing.assert_allclose(other, training.thetas[0], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(other, truth, rtol=0, atol=2e-5)
 
 
 # Small tables, by hand.
