@@ -90,15 +90,19 @@ def main(_) -> None:
             ratio = ms["keras.optimizers.Adam"] / t
             print(f"{name:24}{t:10.2f} ms{ratio:8.1f}x", flush=True)
 
-        # The same ids, spread over tables of several sizes.
+        # The same ids, spread over tables of several sizes: at random, since rows
+        # at even distances would share a few sets of the processor's caches.
         ids = zipf(rng, small, shape)
+        spread = {
+            rows: rng.permutation(rows)[:small][ids] for rows in (small, middle, large)
+        }
         for kind in ("exact", "lazy"):
             ms = medians(
                 {
                     f"{kind}, {rows:,} rows": step(
                         keras_adam.Adam(sparse_updates=kind),
                         rows,
-                        ids * (rows // small),
+                        spread[rows],
                         jit,
                     )
                     for rows in (small, middle, large)
