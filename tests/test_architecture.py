@@ -1,6 +1,7 @@
 """Rules of the house."""
 
 import ast
+import inspect
 import pathlib
 
 import pytest
@@ -43,8 +44,13 @@ def test_rules_know_neither_keras_nor_variables(path):
         assert "keras" not in {m.split(".")[0] for m in imports(path)}
 
 
-def test_public_names_have_docstrings():
-    for name in keras_adam.__all__:
-        doc = getattr(keras_adam, name).__doc__
-        for part in ("Args:", "Raises:", "Source:"):
-            assert part in doc, name
+def public(module):
+    for name in module.__all__:
+        x = getattr(module, name)
+        yield from public(x) if inspect.ismodule(x) else [x]
+
+
+@pytest.mark.parametrize("x", public(keras_adam), ids=lambda x: x.__name__)
+def test_public_names_have_docstrings(x):
+    for part in ("Args:", "Raises:", "Source:"):
+        assert part in x.__doc__
