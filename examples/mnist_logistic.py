@@ -1,0 +1,64 @@
+"""Figure 1, left: logistic regression on MNIST, with alpha / sqrt(t).
+
+    pip install ".[examples]"
+    python examples/mnist_logistic.py
+    python examples/mnist_logistic.py --optimizers=Adam,AdaGrad --grid=1 --epochs=3
+
+Section 6.1 of the paper: multi-class logistic regression with L2 on the pixels,
+batches of 128. The rate falls as alpha / sqrt(t), save for AdaGrad and AdaDelta,
+whose steps fall by themselves. Writes a table (CSV) and a picture of the training
+loss to --output.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import data
+import experiment
+import keras
+from absl import app, flags
+
+from keras_adam.schedules import InverseSqrtDecay
+
+FLAGS = flags.FLAGS
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+    experiment.define_flags(values, epochs=45, tune_epochs=5, grid=(1, 3, 10, 30, 100))
+
+
+def make_model(l2: float = 1e-4) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input([784]),
+            keras.layers.Dense(10, kernel_regularizer=keras.regularizers.L2(l2)),
+        ]
+    )
+
+
+def main(_) -> None:
+    x, y = data.images("mnist", FLAGS.limit)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def train(setting, optimizer, epochs):
+        return experiment.fit(make_model(), optimizer, loss, x, y, epochs)
+
+    folder = pathlib.Path(FLAGS.output)
+    best = experiment.compare(
+        experiment.Table(folder / "mnist_logistic.csv"),
+        ["MNIST"],
+        train,
+        size=len(x),
+        schedule=InverseSqrtDecay,
+    )
+    experiment.plot(
+        experiment.by_setting(best),
+        folder / "mnist_logistic.png",
+        "Logistic regression (figure 1, left)",
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
