@@ -1,4 +1,4 @@
-"""Exact mode's side of an optimizer: which rows it brings to date, and when."""
+"""Which rows an optimizer brings to date, and when: in exact mode, or for averages."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ def rounded(dtype: str, beta: float) -> float:
     return float(np.dtype(dtype).type(beta))
 
 
+def _constrained(variable: Any) -> bool:
+    return getattr(variable, "constraint", None) is not None
+
+
 @functools.cache  # a plan takes a millisecond, and eager steps ask for it often
 def _rounded_plan(plan: Plan, dtype: str) -> Plan:
     beta_1, beta_2 = (rounded(dtype, beta) for beta in (plan.beta_1, plan.beta_2))
@@ -56,7 +60,8 @@ class ExactRows:
     """What `RowOptimizer` does beyond its own in `sparse_updates="exact"`.
 
     A row is brought to date when a batch touches it: by the `Embedding` layer,
-    which reads it (`read`), or else by the update. `settle` brings all to date.
+    which reads it (`read`), or else by the update. `settle` brings all to date. In
+    lazy mode with `use_ema` the same is done for the average, which alone owes.
     """
 
     # From `RowOptimizer` and its subclasses.
@@ -65,6 +70,8 @@ class ExactRows:
     sparse_updates: str
     built: bool
     use_ema: bool
+    ema_momentum: float
+    _model_variables_moving_average: list[Any]
     weight_decay: Any
     iterations: Any
     add_variable: Callable[..., Any]
@@ -87,24 +94,26 @@ class ExactRows:
             readings={},  # index: the last `ledger.Reading` in the graph being traced
             rounded={},  # index: whether steps know the betas as the kernel does
             decays=[self._decays(v) for v in variables],
-            settlers={},  # index, rounded: `ledger.settle_theta` and `_state`, compiled
+            settlers={},  # arguments of `_settle`: what it calls, compiled
         )
         self._last = [
             self.add_variable(v.shape[:1], dtype="uint32", name="last_step")
-            if self._mode(v) == "exact" and len(v.shape)
+            if self._owes(v)
             else None
             for v in variables
         ]
         owned = [v for v, last in zip(variables, self._last) if last is not None]
-        if not owned:
-            return
-        kinds = {self._decays(v) for v in owned}
-        self._plan = self._make_plan(self._largest_beta_1())
-        dtype = max(state_dtype(v.dtype) for v in owned)
-        self._histories = [
-            ledger.History(self._plan, kind, dtype) for kind in sorted(kinds)
-        ]
+        if owned and self.sparse_updates == "exact":
+            kinds = {self._decays(v) for v in owned}
+            plan = self._make_plan(self._largest_beta_1())
+            self._plan = dataclasses.replace(plan, momentum=self._momentum())
+            dtype = max(state_dtype(v.dtype) for v in owned)
+            self._histories = [
+                ledger.History(self._plan, kind, dtype) for kind in sorted(kinds)
+            ]
         for v in owned:
+            if self.use_ema:
+                ledger.settle_when_taken(self._average_of(v), self)
             ledger.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
                 self._note_by_rows(self._get_variable_index(v))
@@ -116,9 +125,22 @@ class ExactRows:
 
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
-        whole = self.use_ema or getattr(variable, "constraint", None) is not None
+        # What weight decay makes the average owe has no closed form here.
+        whole = _constrained(variable) or (self.use_ema and self._decays(variable))
         exact = self.sparse_updates == "exact"
         return "dense" if exact and whole else self.sparse_updates
+
+    def _owes(self, variable: Any) -> bool:
+        """Whether its rows, or those of its average, are brought to date one by one."""
+        mode = self._mode(variable)
+        lazy = mode == "lazy" and self.use_ema and not _constrained(variable)
+        return (mode == "exact" or lazy) and len(variable.shape) > 0
+
+    def _momentum(self) -> float | None:
+        return self.ema_momentum if self.use_ema else None
+
+    def _average_of(self, variable: Any) -> Any:
+        return self._model_variables_moving_average[self._get_variable_index(variable)]
 
     def _largest_beta_1(self) -> float:
         """Of a schedule: over steps that lie ever further apart."""
@@ -136,8 +158,9 @@ class ExactRows:
         if ledger.owner(variable) is not self:
             raise ValueError(
                 f"{variable.path} is trained by two optimizers with "
-                '`sparse_updates="exact"`, of which only the one built last knows '
-                'what its rows owe. Use "lazy" or "dense" in one of them.'
+                '`sparse_updates="exact"`, or "lazy" and `use_ema`, of which only '
+                "the one built last knows what its rows owe. Use "
+                '`sparse_updates="lazy"` or "dense" in one of them.'
             )
         if i in self._untracked.by_rows:
             return
@@ -146,8 +169,8 @@ class ExactRows:
                 f"{variable.path} has a sparse gradient in this step, and had a "
                 "dense one or none in a step that was compiled before, which may "
                 "run again and does not know what its rows owe. Received: "
-                'sparse_updates="exact". Use keras_adam.Embedding, or call the '
-                "compiled step with the sparse gradient first, or use "
+                f"sparse_updates={self.sparse_updates!r}. Use keras_adam.Embedding, "
+                "or call the compiled step with the sparse gradient first, or use "
                 'sparse_updates="lazy" or "dense".'
             )
         self._untracked.by_rows.add(i)
@@ -161,8 +184,22 @@ class ExactRows:
     def _tables(self, i: int) -> list[tf.Variable]:
         return [native(x) for x in (self._trainable_variables[i], *self._state(i))]
 
-    def _debts(self, i: int, as_kernel: bool | None = None) -> ledger.Debts:
-        """What the i-th variable's rows owe, by the betas of the kernel or the rule."""
+    def _written(self, i: int) -> list[tf.Variable]:
+        """All that a step writes rows of, but the steps themselves."""
+        averages = self._model_variables_moving_average if self.use_ema else []
+        return [*self._tables(i), *(native(x) for x in averages[i : i + 1])]
+
+    def _debts(
+        self, i: int, as_kernel: bool | None = None, ahead: int = 0
+    ) -> ledger.Debts:
+        """What the i-th variable's rows owe, by the betas of the kernel or the rule.
+
+        At the end of a step, before it is counted, that is what they owe 1 ahead.
+        """
+        last, t = native(self._last[i]), tf.cast(self.iterations + ahead, tf.int32)
+        momentum = self._momentum()
+        if self.sparse_updates == "lazy":
+            return ledger.Debts(None, None, self.tail, last, t, momentum)
         variable = self._trainable_variables[i]
         dtype = state_dtype(variable.dtype)
         if as_kernel is None:
@@ -175,8 +212,7 @@ class ExactRows:
             plan = _rounded_plan(plan, dtype)
         decays = self._untracked.decays[i]
         [history] = [h for h in self._histories if h.decays == decays]
-        t = tf.cast(self.iterations, tf.int32)
-        return ledger.Debts(history, plan, self.tail, native(self._last[i]), t)
+        return ledger.Debts(history, plan, self.tail, last, t, momentum)
 
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""
@@ -189,19 +225,31 @@ class ExactRows:
         same = op.type == "Reshape" and op.inputs[0] is reading.lengthened
         return reading if same else None
 
-    def _settled_rows(self, i: int, g: Any) -> Any:
-        """The rows a gradient is for, brought to date; None: as they stand."""
+    def _settled_rows(self, i: int, g: Any) -> dict[str, Any]:
+        """`values` and `average` for `update`, of the rows a gradient is for."""
         reading = self._untracked.readings.pop(i, None)
         if i not in self._untracked.by_rows:
-            return None
+            return {}
         if not isinstance(g, Rows):
             self._settle(i)
-            return None
-        if reading is not None and g.ids is reading.ids:
-            return reading.values
+            return {}
         debts = self._debts(i)
-        *values, last = rows.gather([*self._tables(i), debts.last], g)
-        return debts.settled(values, last)
+        if reading is not None and g.ids is reading.ids:
+            now, stored, last = reading.values, reading.stored, reading.last
+        else:
+            *stored, last = rows.gather([*self._tables(i), debts.last], g)
+            now = debts.settled(stored, last)
+        if not self.use_ema:
+            return {"values": now}
+        table = self._trainable_variables[i]
+        average = native(self._average_of(table))
+
+        def average_rows(theta: tf.Tensor) -> None:
+            theta = tf.cast(theta, native(table).dtype)  # as it is written
+            old = tf.gather(average, g.lengthened)
+            rows.scatter(average, g.ids, debts.average(old, stored, last, theta))
+
+        return {"values": now, "average": average_rows}
 
     def _end_step(self, grads: dict[int, Any], learning_rate: Any) -> None:
         """Notes which rows the step updated, and what it adds to others' debts."""
@@ -212,26 +260,31 @@ class ExactRows:
         t = self.iterations + 1
         for i in by_rows:
             g = grads.get(i)
+            if g is None and self.sparse_updates == "lazy":
+                continue
             if g is None:  # no gradient is no step, not a gradient of 0
                 self._settle(i)
             ids = g.ids if isinstance(g, Rows) else None
-            ledger.mark(self._debts(i), ids, t, self._tables(i))
+            ledger.mark(self._debts(i), ids, t, self._written(i))
+        if self.sparse_updates == "lazy":
+            return
         debts = {self._untracked.decays[i]: i for i in by_rows}
-        tables = [x for i in by_rows for x in self._tables(i)]
+        tables = [x for i in by_rows for x in self._written(i)]
         t = tf.cast(rows.after(tf.cast(t, tf.uint32), *tables), tf.int32)
         for i in debts.values():
-            d = self._debts(i)
-            dtype = d.history.ring.dtype.name
+            history, plan, *_ = self._debts(i)
+            assert history is not None and plan is not None
+            dtype = history.ring.dtype.name
             step = self._step(learning_rate, dtype, self._untracked.rounded[i])
-            d.history.advance(
-                d.plan,
+            history.advance(
+                plan,
                 t,
                 self._lead(self._scalars(step)),
                 1 - step.one_minus_beta_1 if callable(self.beta_1) else None,
-                step.alpha * self.weight_decay if d.history.decays else None,
+                step.alpha * self.weight_decay if history.decays else None,
             )
 
-    def _settle(self, i: int) -> None:
+    def _settle(self, i: int, ahead: int = 0) -> None:
         settlers = self._untracked.settlers
         as_kernel = self._untracked.rounded.get(i, False)
         # Compiling takes longer than a pass over a small table does.
@@ -239,23 +292,30 @@ class ExactRows:
 
         def settler(f: Callable[..., None]) -> Any:
             def settle() -> None:
-                f(self._tables(i), self._debts(i, as_kernel))
+                f(self._tables(i), self._debts(i, as_kernel, ahead))
 
             return tf.function(settle, jit_compile=True) if large else settle
 
-        if (i, as_kernel) not in settlers:
-            both = ledger.settle_theta, ledger.settle_state
-            settlers[i, as_kernel] = [settler(f) for f in both]
-        for settle in settlers[i, as_kernel]:
+        key = i, as_kernel, ahead
+        if key not in settlers:
+            steps: list[Callable[..., None]] = []
+            if self.use_ema:
+                average = native(self._model_variables_moving_average[i])
+                steps += [functools.partial(ledger.settle_average, average)]
+            if self.sparse_updates == "exact":
+                steps += [ledger.settle_theta, ledger.settle_state]
+            settlers[key] = [settler(f) for f in steps]
+        for settle in settlers[key]:
             settle()
 
     def settle(self) -> None:
         """Brings all rows of all tables to date, in two passes over what is behind.
 
         With `sparse_updates="exact"` a row that no batch has touched for a while
-        stands as it was, and what dense Adam would have done to it since is owed.
-        This pays it. It is called at the end of `fit`, and by `numpy()`,
-        `get_weights`, saving and assignment of a table. Call it before other code
+        stands as it was, and what dense Adam would have done to it since is owed. With
+        `use_ema` its average owes likewise, in lazy mode too. This pays both. It is
+        called at the end of `fit`, and by `numpy()`, `get_weights`, saving and
+        assignment of a table, and by who takes an average. Call it before other code
         reads or changes a table outside a step, such as `tf.train.Checkpoint`,
         `model.export`, or `tf.norm(layer.embeddings)` in a callback.
         """
@@ -291,6 +351,8 @@ class ExactRows:
         """
         i = self._get_variable_index(variable)
         self._note_by_rows(i)
+        if self.sparse_updates == "lazy":
+            return tf.gather(native(variable), ids)
         places = self._untracked.workspaces[i].places
         out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
         self._untracked.readings[i] = reading

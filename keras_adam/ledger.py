@@ -60,13 +60,14 @@ class History(tf.Module):
 
 
 class Debts(NamedTuple):
-    """One table's."""
+    """One table's. In lazy mode, without a history, only its average owes."""
 
-    history: History
-    plan: Plan
+    history: History | None
+    plan: Plan | None
     tail: Tail
     last: tf.Variable  # the step of each row's last update
     t: tf.Tensor  # the steps done, int32
+    momentum: float | None = None  # of the average, if there is one
 
     def settled(self, values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
         """Rows as they would be had no step skipped them.
@@ -75,6 +76,8 @@ class Debts(NamedTuple):
             values: Rows of theta and of the state, or whole tables.
             last: Their steps of last update.
         """
+        if self.history is None:
+            return values
         return [self.theta(values, last), *self.state(values[1:], last)]
 
     def theta(self, values: list[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
@@ -85,10 +88,34 @@ class Debts(NamedTuple):
         m, v, *others = values
         return [*rows.compiled(_state, self.plan)([m, v], *self._of(last)), *others]
 
-    def _of(self, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    def average(
+        self,
+        average: tf.Tensor,
+        values: Sequence[tf.Tensor],
+        last: tf.Tensor,
+        new: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """The weights' average as it would be had no step skipped the rows.
+
+        Args:
+            average: As it was at the steps of last update.
+            values: Of theta and of the state, from then.
+            last: These steps.
+            new: The rows' theta after one step more, to be averaged too.
+        """
+        compute = rows.compiled(_average, self.tail, self.plan, self.momentum)
+        history, gap, _ = self._of(last)
+        gap = gap if self.history else tf.cast(gap, average.dtype)
+        t = tf.cast(self.t, gap.dtype)
+        return compute(average, values[0], values[1:], history, gap, t, new)
+
+    def _of(self, last: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor | None]:
         last = tf.cast(last, tf.int32)
         # Never negative, even where the count of steps was set back by hand.
-        gap = tf.cast(tf.maximum(self.t - last, 0), self.history.ring.dtype)
+        gap = tf.maximum(self.t - last, 0)
+        if self.history is None:
+            return None, gap, None
+        gap = tf.cast(gap, self.history.ring.dtype)
         log_decay = self.history.log_decay.read_value() if self.history.decays else None
         return tf.gather(self.history.ring, last % LENGTH), gap, log_decay
 
@@ -111,12 +138,39 @@ def _state(plan: Plan, state: Any, history: Any, gap: Any, log: Any) -> list[Any
     return [m * owed.m, v * owed.v]
 
 
+def _average(
+    tail: Tail,
+    plan: Plan | None,
+    momentum: float,
+    average: Any,
+    theta: Any,
+    state: Any,
+    history: Any,
+    gap: Any,
+    t: Any,
+    new: Any,
+) -> Any:
+    dtype, rank = average.dtype, len(average.shape)
+    weight = tf.cast(tails.share(momentum, gap, t), dtype)
+    weight = tf.reshape(weight, [-1] + [1] * (rank - 1))
+    average += (tf.cast(theta, dtype) - average) * weight
+    if plan is not None:
+        owed = tails.owed(plan, history, gap, None, rank, dtype, t)
+        average -= tail(plan, state, owed)
+    if new is not None:
+        weight = tf.cast(tails.share(momentum, 1, t + 1), dtype)
+        average += (tf.cast(new, dtype) - average) * weight
+    return average
+
+
 class Reading(NamedTuple):
     """Rows that a forward pass read, for the update after it to go on from."""
 
     ids: tf.Tensor  # distinct
     lengthened: tf.Tensor  # `[k]`
     values: list[tf.Tensor]  # of theta and the state, `[k, ...]`, brought to date
+    stored: list[tf.Tensor]  # the same as they stand
+    last: tf.Tensor  # `[k]`, the steps of their last update
 
 
 def read(
@@ -135,11 +189,12 @@ def read(
     values = [tf.gather(x, d.lengthened) for x in tables]
     # The rows' gradient is the table's: what is owed does not depend on the batch.
     detached = [tf.stop_gradient(x) for x in values]
-    now = debts.settled(detached, tf.gather(debts.last, d.lengthened))
+    last = tf.gather(debts.last, d.lengthened)
+    now = debts.settled(detached, last)
     out = _repeat(values[0], tf.cast(now[0], tables[0].dtype), d.place)
     out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
     out = tf.ensure_shape(out, [*ids.shape, *shape[1:]])
-    return out, Reading(d.ids, d.lengthened, now)
+    return out, Reading(d.ids, d.lengthened, now, detached, last)
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -152,17 +207,30 @@ def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
     return tf.gather(now, place), gradient
 
 
+def settle_average(
+    average: tf.Variable, tables: list[tf.Variable], debts: Debts
+) -> None:
+    """Brings the average of all rows to date; in exact mode both others must follow."""
+    values = [_untaped(x) for x in tables[: None if debts.history else 1]]
+    value = debts.average(average.read_value(), values, debts.last.read_value())
+    average.assign(value)
+    if debts.history is None:
+        mark(debts, None, debts.t, [average])
+
+
 def settle_theta(tables: list[tf.Variable], debts: Debts) -> None:
     """Brings the weights of all rows to date; `settle_state` must follow.
 
     Not one function: the weights need the state as it was, and XLA would copy it.
     """
-    # No tape must see this: it may be run by the garbage collector, at any time.
-    values = [
-        tf.raw_ops.ReadVariableOp(resource=x.handle, dtype=x.dtype) for x in tables
-    ]
+    values = [_untaped(x) for x in tables]
     theta = debts.theta(values, debts.last.read_value())
     tables[0].assign(tf.cast(theta, tables[0].dtype))
+
+
+def _untaped(x: tf.Variable) -> tf.Tensor:
+    # It may be run by the garbage collector, at any time.
+    return tf.raw_ops.ReadVariableOp(resource=x.handle, dtype=x.dtype)
 
 
 def settle_state(tables: list[tf.Variable], debts: Debts) -> None:
@@ -231,9 +299,22 @@ class _Settled:
         return super().assign_sub(value)  # type: ignore[misc]
 
 
+class _SettledAverage:
+    """The same for an average, whose `value` Keras's SwapEMAWeights takes."""
+
+    _keras_adam_owner: weakref.ref[Any]
+
+    @property
+    def value(self) -> Any:
+        owner = self._keras_adam_owner()
+        if owner is not None and tf.executing_eagerly():
+            owner.settle()
+        return super().value  # type: ignore[misc]
+
+
 @functools.cache
-def _settled_class(cls: Any) -> Any:
-    return type(cls.__name__, (_Settled, cls), {"__module__": cls.__module__})
+def _settled_class(mixin: Any, cls: Any) -> Any:
+    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})
 
 
 def set_owner(variable: Any, optimizer: Any) -> None:
@@ -244,7 +325,7 @@ def set_owner(variable: Any, optimizer: Any) -> None:
             old.settle()
     variable._keras_adam_owner = weakref.ref(optimizer)
     readers = getattr(variable, "_keras_adam_readers", [])
-    if readers:
+    if readers and optimizer.sparse_updates == "exact":
         gc.collect()
         if any(graph() is not None for graph in readers):
             warnings.warn(
@@ -272,4 +353,11 @@ def owner(variable: Any) -> Any:
 def settle_when_read(variable: Any) -> None:
     """Has the owner called when the variable's values are taken."""
     if isinstance(variable, keras.Variable) and not isinstance(variable, _Settled):
-        variable.__class__ = _settled_class(type(variable))  # type: ignore[arg-type]
+        cls = _settled_class(_Settled, type(variable))  # type: ignore[arg-type]
+        variable.__class__ = cls
+
+
+def settle_when_taken(average: Any, optimizer: Any) -> None:
+    """Has the optimizer called when the values of its average are taken."""
+    average._keras_adam_owner = weakref.ref(optimizer)
+    average.__class__ = _settled_class(_SettledAverage, type(average))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_adam import ledger, rows
+from keras_adam.averaging import Averages
 from keras_adam.exact import ExactRows, check_range, native, rounded, state_dtype
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan, one_minus_power
@@ -27,7 +28,7 @@ from keras_adam.update import (
 SPARSE_UPDATES = ("exact", "lazy", "dense")
 
 
-class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
+class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
     """What Adam and AdaMax share: all but the rule.
 
     A gradient's way: repeated ids are summed; then it is unscaled, accumulated,
@@ -47,8 +48,11 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
       mode a step updates the rows its micro-steps touched.
     - `keras.optimizers.LossScaleOptimizer` around it: its own search for
       overflow costs the whole table, and may miss one in a repeated id.
-    - `use_ema`, and a layer's `embeddings_constraint`: the whole table, every
-      step. In exact mode the step itself is then a dense one.
+    - `use_ema` (section 7.2's bias-corrected average, see `averaging.py`): in lazy and
+      exact mode the batch's rows; but in exact mode with `weight_decay` the whole
+      table, every step, which is then a dense one. `settle` brings averages to date.
+    - a layer's `embeddings_constraint`: the whole table, every step. In exact mode
+      the step itself is then a dense one.
 
     Exact mode keeps 4 bytes more a row, and some megabytes an optimizer. Rows of
     float16 and bfloat16 tables are then rounded when they are touched, and not at
@@ -214,16 +218,6 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
             self._accumulate(grads, trainable_variables)
         else:
             self._update(grads, trainable_variables)
-        if self.use_ema:
-            self._update_model_variables_moving_average(self._trainable_variables)
-            if self.ema_overwrite_frequency:
-                keras.ops.cond(
-                    (self.iterations + 1) % self.ema_overwrite_frequency == 0,
-                    lambda: self._overwrite_model_variables_with_average_value(
-                        self._trainable_variables
-                    ),
-                    lambda: None,
-                )
 
     def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
         steps = self.gradient_accumulation_steps
@@ -319,17 +313,23 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
                 if isinstance(g, Rows)
                 else [],
                 "compiled": self._untracked.compiled,
-                "values": self._settled_rows(i, g),
+                **self._settled_rows(i, g),
             }
             updates.append((native(variable), (g, state, s, decay), kwargs))
         tf.__internal__.distribute.interim.maybe_merge_call(
             _update_all, self._distribution_strategy, updates
         )
         self._end_step(dict(zip(indices, grads)), learning_rate)
+        if self.use_ema:
+            self._average(dict(zip(indices, grads)))
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        super().finalize_variable_values(var_list)
         self.settle()
+        if self.use_ema and self.built and int(self.iterations):  # or there is none yet
+            known = self._trainable_variables_indices
+            super().finalize_variable_values(
+                [v for v in var_list if self._var_key(v) in known]
+            )
 
     def save_own_variables(self, store: Any) -> None:
         self.settle()
@@ -352,31 +352,10 @@ class RowOptimizer(ExactRows, keras.optimizers.Optimizer):
         for x in last:
             x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
 
-    # The average.
-
-    def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
-        for variable, average in zip(
-            trainable_variables, self._model_variables_moving_average
-        ):
-            if average is not None:
-                first = keras.ops.equal(self.iterations, 0)
-                momentum = tf.constant(self.ema_momentum, average.dtype)
-                keep = tf.where(first, tf.zeros_like(momentum), momentum)
-                value = tf.cast(native(variable), average.dtype)
-                average.assign(average * keep + value * (1 - keep))
-
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Any
     ) -> None:
-        for variable, average in zip(
-            trainable_variables, self._model_variables_moving_average
-        ):
-            if average is not None:
-                self._distribution_strategy.extended.update(
-                    native(variable),
-                    lambda a, b: a.assign(tf.cast(b, a.dtype)),
-                    args=(native(average),),
-                )
+        self._overwrite(trainable_variables)
 
     # Serialization.
 

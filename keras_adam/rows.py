@@ -183,6 +183,19 @@ def after(x: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
     return x
 
 
+def run_if(condition: Any, f: Callable[[], None]) -> None:
+    """Calls f, which writes to variables, where the condition holds.
+
+    For XLA a loop of 0 or 1 turns: it copies what a branch might write, every time.
+    """
+
+    def turn(_: Any) -> Any:
+        f()
+        return [tf.constant(False)]
+
+    tf.while_loop(lambda go: go, turn, [tf.convert_to_tensor(condition)])
+
+
 def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
     """The rows of a table whose mark is above 0.
 

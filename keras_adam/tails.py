@@ -51,6 +51,15 @@ def power(beta: float, t: tf.Tensor) -> tf.Tensor:
     return tf.where(t > 0, tf.zeros_like(t), tf.ones_like(t))
 
 
+def share(momentum: float, n: Any, t: tf.Tensor) -> tf.Tensor:
+    """What the last n of t steps weigh in the average of section 7.2."""
+    n, t = tf.cast(n, t.dtype), tf.maximum(t, 1)
+    if momentum == 1:
+        return n / t
+    weight = one_minus_power(momentum, n) / one_minus_power(momentum, t)
+    return tf.where(n > 0, weight, tf.zeros_like(weight))
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is known of the tails before the first step.
@@ -64,6 +73,7 @@ class Plan:
         corrected: Whether s has the bias correction of v.
         schedule: Whether beta_1 is one.
         epsilon: Added to s * r.
+        momentum: That of the weights' average, if there is one.
     """
 
     beta_1: float
@@ -74,6 +84,7 @@ class Plan:
     corrected: bool = True
     schedule: bool = False
     epsilon: float = 0.0
+    momentum: float | None = None
 
     window: int = dataclasses.field(init=False)  # steps until a row is at rest
     pieces: int = dataclasses.field(init=False)
@@ -128,8 +139,9 @@ class Plan:
 
     @property
     def columns(self) -> int:
-        """Of the history: polynomials, their x, beta_1's product."""
-        return self.pieces * (self.nodes + 1) + self.schedule
+        """Of the history: polynomials, their x, beta_1's product, the averages'."""
+        averages = self.pieces * self.nodes * (self.momentum is not None)
+        return self.pieces * (self.nodes + 1) + self.schedule + averages
 
 
 class Owed(NamedTuple):
@@ -162,6 +174,7 @@ def owed(
     log_decay: tf.Tensor | None,
     rank: int,
     dtype: tf.DType,
+    t: tf.Tensor | None = None,
 ) -> Owed:
     """What rows owe.
 
@@ -174,6 +187,8 @@ def owed(
             weight decay.
         rank: Of the table.
         dtype: Of its state.
+        t: The steps done, for what the average of the weights owes; without weight
+            decay.
     """
 
     def column(x: tf.Tensor) -> tf.Tensor:
@@ -181,7 +196,13 @@ def owed(
 
     skipped = gap > 0
     q, n = plan.pieces, plan.nodes
-    f = tf.where(skipped[:, None], history[:, : q * n], 0)
+    f = history[:, : q * n]
+    if t is not None:
+        assert plan.momentum is not None
+        rest = share(plan.momentum, tf.maximum(gap - plan.window, 0), t)
+        average = history[:, plan.columns - q * n : plan.columns]
+        f = average + (f - average) * rest[:, None]
+    f = tf.where(skipped[:, None], f, 0)
     taken = None
     if log_decay is not None:
         high, low = tf.unstack(log_decay)
@@ -262,6 +283,11 @@ def advance(
 
     old = tf.where(new, tf.zeros_like(f), history[:, : q * n])
     after = None
+    if plan.momentum is not None:
+        average = history[:, plan.columns - q * n : plan.columns]
+        average = tf.where(new, tf.zeros_like(f), average)
+        average += (old + f - average) * share(plan.momentum, 1, t)
+        columns.append(average)
     if decay is not None:
         old -= old * decay
         after = add_log(before, decay)

@@ -53,6 +53,7 @@ def update(
     copies: Sequence[tf.Variable],
     compiled: Callable[..., None],
     values: Sequence[tf.Tensor] | None = None,
+    average: Callable[[tf.Tensor], None] | None = None,
 ) -> None:
     """Takes one step on a variable, or on some of its rows, in place.
 
@@ -68,6 +69,7 @@ def update(
         compiled: From `compile_assign`.
         values: For `Rows`: those of theta and the state, if not what the variables
             hold.
+        average: For `Rows`: called with the new theta, to be averaged.
     """
     tables = [variable, *state]
     if isinstance(g, Rows):
@@ -82,6 +84,8 @@ def update(
             values = [copy.read_value() for copy in copies]
         for x, value in zip(tables, values):
             rows.scatter(x, g.ids, value)
+        if average is not None:
+            average(values[0])
     elif kernel is not None:
         kernel(variable, g, state, scalars)
     elif rows.in_xla() or tf.executing_eagerly():  # eager: to be stepped through

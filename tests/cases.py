@@ -123,6 +123,29 @@ OPTIONS = {
         {"use_ema": True, "ema_momentum": 0.7, "ema_overwrite_frequency": 3},
         {"ema_momentum": 0.7, "ema_overwrite_frequency": 3},
     ),
+    "ema_accumulation": (
+        {"use_ema": True, "gradient_accumulation_steps": 2},
+        {"ema_momentum": 0.99, "gradient_accumulation_steps": 2},
+    ),
+    "ema_overwrite_accumulation_clip": (
+        {
+            "use_ema": True,
+            "ema_momentum": 0.7,
+            "ema_overwrite_frequency": 2,
+            "gradient_accumulation_steps": 2,
+            "clipnorm": 0.5,
+        },
+        {
+            "ema_momentum": 0.7,
+            "ema_overwrite_frequency": 2,
+            "gradient_accumulation_steps": 2,
+            "clipnorm": 0.5,
+        },
+    ),
+    "ema_decay": (
+        {"use_ema": True, "ema_momentum": 0.7, "weight_decay": 0.1},
+        {"ema_momentum": 0.7, "weight_decay": 0.1},
+    ),
     "schedule": (
         {"learning_rate": Halving(0.125)},
         {"learning_rate": halving(0.125)},

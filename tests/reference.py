@@ -128,7 +128,8 @@ class Training:
         self.accumulate = gradient_accumulation_steps
         self.ema_momentum = ema_momentum
         self.ema_overwrite_frequency = ema_overwrite_frequency
-        self.averages = [np.zeros(x.shape) for x in self.thetas]
+        self.uncorrected = [np.zeros(x.shape) for x in self.thetas]
+        self.averages = None  # section 7.2's, corrected
         self.peaks = [np.zeros(x.shape) for x in self.thetas]
         self.calls = 0
         self.pending = None
@@ -146,17 +147,22 @@ class Training:
         if (self.calls + 1) % self.accumulate == 0:
             self.pending = None
             self._update([(g / self.accumulate, r) for g, r in pairs], updates)
-        if self.ema_momentum is not None:
-            keep = self.ema_momentum if updates else 0.0
-            for i, theta in enumerate(self.thetas):
-                self.averages[i] = keep * self.averages[i] + (1 - keep) * theta
-            every = self.ema_overwrite_frequency
-            if every and (updates + 1) % every == 0:
-                self.thetas = [
-                    a.astype(d).astype(np.float64)
-                    for a, d in zip(self.averages, self.dtypes)
-                ]
+            if self.ema_momentum is not None:
+                self._average(updates + 1)
         self.calls += 1
+
+    def _average(self, t):
+        """Section 7.2."""
+        g, every = self.ema_momentum, self.ema_overwrite_frequency
+        self.uncorrected = [
+            g * a + (1 - g) * theta for a, theta in zip(self.uncorrected, self.thetas)
+        ]
+        self.averages = [a / (1 - g**t) for a in self.uncorrected]
+        if every and t % every == 0:
+            self.thetas = [
+                a.astype(d).astype(np.float64)
+                for a, d in zip(self.averages, self.dtypes)
+            ]
 
     def _update(self, pairs, updates):
         gs = [g for g, _ in pairs]

@@ -56,7 +56,7 @@ def test_ids_outside_the_table_touch_nothing_under_xla(mode):
         tf.function(apply)(tf.constant([1, 7, -1]))
 
 
-def train_step(vocabulary, jit, mode, layer):
+def train_step(vocabulary, jit, mode, layer, kwargs):
     """A whole step of a model with an Embedding layer."""
     model = keras.Sequential(
         [
@@ -65,7 +65,7 @@ def train_step(vocabulary, jit, mode, layer):
             keras.layers.Dense(1),
         ]
     )
-    optimizer = keras_adam.Adam(sparse_updates=mode)
+    optimizer = keras_adam.Adam(sparse_updates=mode, **kwargs)
     model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
     x = np.random.default_rng(0).integers(0, SMALL, (IDS // 8, 8))
     y = np.zeros((len(x), 1), np.float32)
@@ -81,9 +81,14 @@ def train_step(vocabulary, jit, mode, layer):
 @pytest.mark.parametrize("layer", [keras.layers.Embedding, keras_adam.Embedding])
 @pytest.mark.parametrize("mode", ["lazy", "exact"])
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-def test_time_does_not_grow_with_the_table(jit, mode, layer):
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"use_ema": True, "ema_overwrite_frequency": 1000}],
+    ids=["", "ema_overwrite"],
+)
+def test_time_does_not_grow_with_the_table(kwargs, jit, mode, layer):
     """100 times the rows; one copy of the table alone would take 10 times as long."""
-    steps = {v: train_step(v, jit, mode, layer) for v in (SMALL, LARGE)}
+    steps = {v: train_step(v, jit, mode, layer, kwargs) for v in (SMALL, LARGE)}
     times = {v: [] for v in steps}
     for _ in range(60):
         for v, step in steps.items():
@@ -94,7 +99,11 @@ def test_time_does_not_grow_with_the_table(jit, mode, layer):
     assert large < 3 * small + 5e-4
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 0.1}], ids=["", "decay"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"weight_decay": 0.1}, {"use_ema": True}],
+    ids=["", "decay", "ema"],
+)
 @pytest.mark.parametrize("mode", ["lazy", "exact"])
 @pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
 def test_no_table_sized_work_under_xla(cls, mode, kwargs):

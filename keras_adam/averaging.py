@@ -1,0 +1,159 @@
+"""The bias-corrected temporal average of section 7.2.
+
+With theta_t the weights after step t and g the momentum, the paper's average is
+
+    avg_t = g * avg_{t-1} + (1 - g) * theta_t,    avg_0 = 0,
+
+and the one to use is the corrected avg_t / (1 - g^t). That one is kept here, so that
+whoever takes it gets it right. In it the last n of t steps weigh
+
+    share(g, n, t) = (1 - g^n) / (1 - g^t),    with g = 1 n / t,
+
+so a step is average + (theta_t - average) * share(g, 1, t), and n steps at which
+theta stood still are that with share(g, n, t). (g = 1 gives the mean of the weights of
+all steps, Polyak-Ruppert averaging, from which section 7.2 starts.)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_adam import rows
+from keras_adam.exact import native
+from keras_adam.rows import Rows
+from keras_adam.tails import share
+
+
+class Averages:
+    """What `RowOptimizer` does for `use_ema`, beside `ExactRows`, which owes averages.
+
+    t counts updates: with `gradient_accumulation_steps` a micro-step is none.
+    """
+
+    # From `RowOptimizer`.
+    built: bool
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    sparse_updates: str
+    iterations: Any
+    _untracked: Any
+    _trainable_variables: list[Any]
+    _model_variables_moving_average: list[Any]
+    _get_variable_index: Callable[[Any], int]
+    _settle: Callable[..., None]
+    settle: Callable[[], None]
+
+    def _average(self, grads: dict[int, Any]) -> None:
+        """Averages what the step left, but for the rows that `update` has averaged."""
+        by_rows = self._untracked.by_rows
+        for i, average in enumerate(self._model_variables_moving_average):
+            done = isinstance(grads.get(i), Rows)
+            stands = i not in grads and self.sparse_updates == "lazy"
+            if average is not None and not (i in by_rows and (done or stands)):
+                average = native(average)
+                theta = tf.cast(native(self._trainable_variables[i]), average.dtype)
+                t = tf.cast(self.iterations + 1, average.dtype)
+                weight = share(self.ema_momentum, 1, t)
+                average.assign(average + (theta - average) * weight)
+        if self.ema_overwrite_frequency:
+            t = self.iterations + 1
+            rows.run_if(t % self.ema_overwrite_frequency == 0, self._overwrite_in_step)
+
+    def _overwrite_in_step(self) -> None:
+        for i in self._untracked.by_rows:
+            self._settle(i, ahead=1)
+        self._overwrite(self._trainable_variables)
+
+    def _overwrite(self, variables: Any) -> None:
+        """Gives weights the values of their averages, which are up to date."""
+        for variable in variables:
+            average = self._model_variables_moving_average[
+                self._get_variable_index(variable)
+            ]
+            if average is not None:
+                table = native(variable)
+                table.assign(tf.cast(native(average), table.dtype))
+
+
+class EvaluateAverages(keras.callbacks.Callback):
+    """Evaluates and predicts with the averaged weights, section 7.2's.
+
+    ```
+    model.compile(optimizer=keras_adam.Adam(use_ema=True), loss="mse")
+    model.fit(x, y, validation_data=(x, y), callbacks=[EvaluateAverages()])
+    ```
+
+    While `evaluate` or `predict` runs, in `fit` or by itself, the weights hold their
+    averages; then they get their own values back, bit for bit. (Keras's SwapEMAWeights
+    adds and subtracts, which rounds them, and takes no half-precision weights.) That
+    takes the memory of the weights once more. If an evaluation is interrupted, they
+    get them back at this callback's next event or its end. At the end of `fit` Keras
+    makes the averages the weights.
+
+    Raises:
+        ValueError: The model's optimizer is not one of `keras_adam`'s with `use_ema`.
+
+    Source: arXiv 1412.6980, section 7.2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[tf.Variable, tf.Tensor]] = []
+
+    def set_model(self, model: Any) -> None:
+        self._put_back()
+        super().set_model(model)
+        self._optimizer()
+
+    def _optimizer(self) -> Any:
+        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not isinstance(optimizer, Averages) or not optimizer.use_ema:
+            raise ValueError(
+                "EvaluateAverages needs an optimizer that averages the weights, such "
+                f"as keras_adam.Adam(use_ema=True). Received: {optimizer!r}."
+            )
+        return optimizer
+
+    def _take_averages(self) -> None:
+        self._put_back()
+        optimizer = self._optimizer()
+        if not optimizer.built or not int(optimizer.iterations):
+            return  # no step, no average
+        optimizer.settle()
+        tables = [native(v) for v in optimizer._trainable_variables]
+        self._kept = [(x, x.read_value()) for x in tables]
+        optimizer._overwrite(optimizer._trainable_variables)
+
+    def _put_back(self) -> None:
+        kept, self._kept = self._kept, []
+        for x, value in kept:
+            x.assign(value)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._take_averages()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self._put_back()
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        self._take_averages()
+
+    def on_predict_end(self, logs: Any = None) -> None:
+        self._put_back()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._put_back()
+
+    def on_train_batch_begin(self, batch: Any, logs: Any = None) -> None:
+        self._put_back()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self._put_back()
