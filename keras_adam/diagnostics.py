@@ -58,8 +58,8 @@ class StepDiagnostics(keras.callbacks.Callback):
     kernel rounds beta_2, which puts figures off by 1e-5 at most if it is 0.999.
 
     The callback writes to no weight or state. A log reads all of m and v once (a table
-    of 1,000,000 x 64: the time of two or three steps of dense Adam), and compiles that
-    the first time. Between logs nothing is read.
+    of 1,000,000 x 64: 69 ms, a step of `keras.optimizers.Adam` 90 ms under XLA), and
+    compiles that the first time. Between logs nothing is read.
 
     Args:
         every: Updates from one log to the next, by `optimizer.iterations`, which

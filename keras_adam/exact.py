@@ -112,7 +112,8 @@ class ExactRows:
                 ledger.History(self._plan, kind, dtype) for kind in sorted(kinds)
             ]
         for v in owned:
-            if self.use_ema:
+            # Keras gives what is overwritten with its gradient no average.
+            if self.use_ema and self._average_of(v) is not None:
                 ledger.settle_when_taken(self._average_of(v), self)
             ledger.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
