@@ -12,8 +12,6 @@ and a picture of the training loss to --output.
 
 from __future__ import annotations
 
-import pathlib
-
 import data
 import experiment
 import keras
@@ -61,17 +59,12 @@ def main(_) -> None:
         model = make_model(setting == "dropout", FLAGS.filters)
         return experiment.fit(model, optimizer, loss, x, y, epochs)
 
-    folder = pathlib.Path(FLAGS.output)
-    best = experiment.compare(
-        experiment.Table(folder / "cifar10_cnn.csv"),
+    experiment.run(
+        "cifar10_cnn",
+        "c64-c64-c128-1000 on CIFAR-10 (figure 3, left)",
         FLAGS.settings,
         train,
         size=len(x),
-    )
-    experiment.plot(
-        experiment.by_setting(best),
-        folder / "cifar10_cnn.png",
-        "c64-c64-c128-1000 on CIFAR-10 (figure 3, left)",
     )
 
 

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import sys
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -25,16 +26,18 @@ HOMES = {
 }
 
 
-def load(name: str, limit: int | None = None) -> tuple[Examples, Examples]:
-    """The training and the test examples, at most `limit` of each."""
-    what = {"name": name, "split": ["train", "test"], "as_supervised": True}
+def load(
+    name: str, limit: int | None = None, splits: Sequence[str] = ("train", "test")
+) -> tuple[Examples, ...]:
+    """The examples of each split, at most `limit` of it; None or 0: all."""
+    what = {"name": name, "split": list(splits), "as_supervised": True}
     try:
         try:
-            splits = tfds.load(**what, download=False)
+            datasets = tfds.load(**what, download=False)
         except AssertionError:  # not there
             # Without a network the download tries again for minutes.
             requests.head(HOMES[name], timeout=10)
-            splits = tfds.load(**what)
+            datasets = tfds.load(**what)
     except (ImportError, OSError, tf.errors.OpError, tfds.download.DownloadError) as e:
         sys.exit(
             f"Cannot load {name}: {e}\n\n"
@@ -43,7 +46,7 @@ def load(name: str, limit: int | None = None) -> tuple[Examples, Examples]:
             "~/tensorflow_datasets, or set TFDS_DATA_DIR to a folder in which "
             f"TensorFlow Datasets has prepared {name} before."
         )
-    return tuple(_arrays(split.take(limit or -1)) for split in splits)
+    return tuple(_arrays(split.take(limit or -1)) for split in datasets)
 
 
 def _arrays(dataset: tf.data.Dataset) -> Examples:
@@ -54,7 +57,7 @@ def _arrays(dataset: tf.data.Dataset) -> Examples:
 
 def images(name: str, limit: int | None = None) -> Examples:
     """The training images as rows of numbers from 0 to 1, and their labels."""
-    (x, y), _ = load(name, limit)
+    ((x, y),) = load(name, limit, ["train"])
     return x.reshape(len(x), -1).astype(np.float32) / 255, y.astype(np.int32)
 
 

@@ -51,6 +51,11 @@ METHODS = {
         functools.partial(keras.optimizers.Adadelta, epsilon=1e-6), 1.0, lowers=True
     ),
 }
+XLABELS = {"epoch": "passes over the data", "seconds": "seconds of training"}
+
+# Of each setting, of each optimizer: the rows of its curve, an epoch each.
+Panels = dict[str, dict[str, list[dict[str, float]]]]
+
 JIT = {"auto": "auto", "true": True, "false": False}
 
 
@@ -162,7 +167,7 @@ class Table:
                     writer.writerow([*dataclasses.astuple(curve), *row.values()])
             self.curves[curve] = rows
             print(
-                f"{curve.setting or 'all':24}{curve.method:12}"
+                f"{curve.setting:24}{curve.method:12}"
                 f"{curve.learning_rate:<10.4g}{len(rows):4} epochs  "
                 f"loss {rows[-1]['loss']:.5f}  {rows[-1]['seconds']:.0f} s",
                 flush=True,
@@ -187,7 +192,6 @@ def fit(
     x: np.ndarray,
     y: np.ndarray,
     epochs: int,
-    callbacks: Iterable[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Loss and seconds of each epoch; the last may be NaN, where training ended."""
     model.compile(optimizer=optimizer, loss=loss, jit_compile=JIT[FLAGS.jit])
@@ -196,7 +200,7 @@ def fit(
         y,
         batch_size=FLAGS.batch_size,
         epochs=epochs,
-        callbacks=[Clock(), keras.callbacks.TerminateOnNaN(), *callbacks],
+        callbacks=[Clock(), keras.callbacks.TerminateOnNaN()],
         verbose=0,
     ).history
     return [
@@ -217,7 +221,7 @@ def compare(
     *,
     size: int,
     schedule: Callable[[float], Any] | None = None,
-) -> dict[tuple[str, str], list[dict[str, float]]]:
+) -> Panels:
     """The best curve of each optimizer in each setting, by the paper's tuning.
 
     Args:
@@ -242,8 +246,9 @@ def compare(
 
         return table.get(c, train_it)
 
-    best = {}
+    best: Panels = {}
     for setting in settings:
+        curves = best.setdefault(setting, {})
         for name in FLAGS.optimizers:
             rates = sorted(
                 float(f"{METHODS[name].rate * float(x):.4g}") for x in FLAGS.grid
@@ -254,25 +259,21 @@ def compare(
                     for r in rates
                 ]
                 rates = [rates[int(np.argmin(tried))]]
-            best[setting, name] = run(curve(setting, name, rates[0], FLAGS.epochs))
+            curves[name] = run(curve(setting, name, rates[0], FLAGS.epochs))
     return best
 
 
 def plot(
-    panels: dict[str, dict[str, list[dict[str, float]]]],
-    path: pathlib.Path,
-    title: str,
-    **axes: Any,
+    panels: Panels, path: pathlib.Path, title: str, by: str = "epoch", **axes: Any
 ) -> None:
-    """Training loss of each curve of each panel, by epoch."""
+    """Training loss of each curve of each panel, by "epoch" or by "seconds"."""
     lines = {
         name: {
-            label: [(r["epoch"], r["loss"]) for r in rows]
-            for label, rows in curves.items()
+            label: [(r[by], r["loss"]) for r in rows] for label, rows in curves.items()
         }
         for name, curves in panels.items()
     }
-    draw(lines, path, title, **{"xlabel": "passes over the data", **axes})
+    draw(lines, path, title, xlabel=XLABELS[by], **axes)
 
 
 def draw(
@@ -302,9 +303,8 @@ def draw(
     plt.close(figure)
 
 
-def by_setting(best: dict[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
-    """`compare`'s curves as `plot` takes them."""
-    panels: dict[str, dict[str, Any]] = {}
-    for (setting, name), rows in best.items():
-        panels.setdefault(setting, {})[name] = rows
-    return panels
+def run(name: str, title: str, settings: Iterable[str], train: Any, **kwargs: Any):
+    """`compare`, with the table and the picture of this name in --output."""
+    folder = pathlib.Path(FLAGS.output)
+    panels = compare(Table(folder / f"{name}.csv"), settings, train, **kwargs)
+    plot(panels, folder / f"{name}.png", title)

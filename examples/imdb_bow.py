@@ -15,8 +15,6 @@ Writes a table (CSV) and a picture of the training loss to --output.
 
 from __future__ import annotations
 
-import pathlib
-
 import data
 import experiment
 import keras
@@ -58,31 +56,25 @@ def make_words(vocabulary: int) -> keras.Model:
 
 
 def main(_) -> None:
-    (texts, y), _ = data.load("imdb_reviews", FLAGS.limit)
+    ((texts, y),) = data.load("imdb_reviews", FLAGS.limit, ["train"])
     bags = data.bag_of_words(texts, FLAGS.vocabulary)
-    forms = {
-        "dense": (make_dense, lambda: bags),
-        "words": (make_words, lambda: data.words_in(bags)),
-    }
+    inputs = {"dense": bags}
+    if "words" in FLAGS.inputs:
+        inputs["words"] = data.words_in(bags)
+    models = {"dense": make_dense, "words": make_words}
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
 
     def train(setting, optimizer, epochs):
-        make, x = forms[setting]
-        model = make(FLAGS.vocabulary)
-        return experiment.fit(model, optimizer, loss, x(), y[:, None], epochs)
+        model, x = models[setting](FLAGS.vocabulary), inputs[setting]
+        return experiment.fit(model, optimizer, loss, x, y[:, None], epochs)
 
-    folder = pathlib.Path(FLAGS.output)
-    best = experiment.compare(
-        experiment.Table(folder / "imdb_bow.csv"),
+    experiment.run(
+        "imdb_bow",
+        "Bags of words of IMDB, with dropout (figure 1, right)",
         FLAGS.inputs,
         train,
         size=len(y),
         schedule=InverseSqrtDecay,
-    )
-    experiment.plot(
-        experiment.by_setting(best),
-        folder / "imdb_bow.png",
-        "Bags of words of IMDB, with dropout (figure 1, right)",
     )
 
 

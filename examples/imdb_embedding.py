@@ -12,21 +12,15 @@ data (80 MB). Writes a table (CSV) and a picture of all epochs to --output.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import csv
 import pathlib
-import sys
 import time
 
+import data
+import experiment
 import keras
 import matplotlib
 import numpy as np
-import requests
-import tensorflow as tf
-import tensorflow_datasets as tfds
 from absl import app, flags
 
 import keras_adam
@@ -36,8 +30,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FLAGS = flags.FLAGS
-
-HOME = "http://ai.stanford.edu/~amaas/data/sentiment/"
 
 OPTIMIZERS = {
     "keras_adam.Adam": keras_adam.Adam,
@@ -49,10 +41,6 @@ OPTIMIZERS = {
     "keras.Adagrad": keras.optimizers.Adagrad,
     "keras.Adadelta": keras.optimizers.Adadelta,
 }
-JIT = {"auto": "auto", "true": True, "false": False}
-
-# Texts (bytes) or ids, and labels.
-Examples = tuple[np.ndarray, np.ndarray]
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
@@ -74,35 +62,11 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_integer(
         "limit", None, "Reviews to train on, and to test on. None or 0: all.", 0, **to
     )
-    flags.DEFINE_enum("jit", "auto", list(JIT), "jit_compile of model.compile.", **to)
+    flags.DEFINE_enum(
+        "jit", "auto", list(experiment.JIT), "jit_compile of model.compile.", **to
+    )
     flags.DEFINE_integer("seed", 0, "Of weights, batches and dropout.", **to)
     flags.DEFINE_string("output", "results", "Folder for table and picture.", **to)
-
-
-def load(limit: int | None = None) -> tuple[Examples, Examples]:
-    """The texts and labels of the training and of the test reviews."""
-    what = {"name": "imdb_reviews", "split": ["train", "test"], "as_supervised": True}
-    try:
-        try:
-            splits = tfds.load(**what, download=False)
-        except AssertionError:  # not there
-            # Without a network the download tries again for minutes.
-            requests.head(HOME, timeout=10)
-            splits = tfds.load(**what)
-    except (ImportError, OSError, tf.errors.OpError, tfds.download.DownloadError) as e:
-        sys.exit(
-            f"Cannot load imdb_reviews: {e}\n\n"
-            'Install what the examples need with pip install ".[examples]"; then '
-            "run once with a network, which downloads the reviews to "
-            "~/tensorflow_datasets, or set TFDS_DATA_DIR to a folder in which "
-            "TensorFlow Datasets has prepared imdb_reviews before."
-        )
-    return tuple(arrays(split.take(limit or -1)) for split in splits)
-
-
-def arrays(dataset: tf.data.Dataset) -> Examples:
-    texts, labels = zip(*dataset.as_numpy_iterator())
-    return np.array(texts, object), np.array(labels, np.float32)
 
 
 def vectorize(
@@ -186,7 +150,7 @@ def main(_) -> None:
     optimizer = make_optimizer(
         FLAGS.optimizer, FLAGS.learning_rate, FLAGS.sparse_updates
     )
-    (texts, labels), (test_texts, test_labels) = load(FLAGS.limit)
+    (texts, labels), (test_texts, test_labels) = data.load("imdb_reviews", FLAGS.limit)
     ids, test_ids = vectorize(
         texts, test_texts, FLAGS.vocabulary, FLAGS.sequence_length
     )
@@ -195,7 +159,7 @@ def main(_) -> None:
         optimizer=optimizer,
         loss="binary_crossentropy",
         metrics=["accuracy"],
-        jit_compile=JIT[FLAGS.jit],
+        jit_compile=experiment.JIT[FLAGS.jit],
     )
     clock = Clock()
     history = model.fit(

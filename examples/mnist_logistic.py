@@ -12,8 +12,6 @@ loss to --output.
 
 from __future__ import annotations
 
-import pathlib
-
 import data
 import experiment
 import keras
@@ -44,18 +42,13 @@ def main(_) -> None:
     def train(setting, optimizer, epochs):
         return experiment.fit(make_model(), optimizer, loss, x, y, epochs)
 
-    folder = pathlib.Path(FLAGS.output)
-    best = experiment.compare(
-        experiment.Table(folder / "mnist_logistic.csv"),
+    experiment.run(
+        "mnist_logistic",
+        "Logistic regression (figure 1, left)",
         ["MNIST"],
         train,
         size=len(x),
         schedule=InverseSqrtDecay,
-    )
-    experiment.plot(
-        experiment.by_setting(best),
-        folder / "mnist_logistic.png",
-        "Logistic regression (figure 1, left)",
     )
 
 

@@ -107,7 +107,7 @@ def main(_) -> None:
     def train(setting, optimizer, epochs):
         return experiment.fit(make(setting), optimizer, loss, x, y, epochs)
 
-    best = experiment.compare(table, FLAGS.settings, train, size=len(x))
+    panels = experiment.compare(table, FLAGS.settings, train, size=len(x))
     if FLAGS.sfo and "deterministic" in FLAGS.settings:
         # It has no learning rate, and its batches are parts of the data.
         curve = experiment.Curve(
@@ -119,23 +119,11 @@ def main(_) -> None:
             keras.utils.set_random_seed(FLAGS.seed)
             return train_sfo(make("deterministic"), loss, x, y, FLAGS.epochs)
 
-        best["deterministic", "SFO"] = table.get(curve, run_sfo)
-    panels = experiment.by_setting(best)
+        panels["deterministic"]["SFO"] = table.get(curve, run_sfo)
     title = "Two hidden layers on MNIST (figure 2)"
     experiment.plot(panels, folder / "mnist_mlp.png", title, yscale="log")
-    experiment.draw(
-        {
-            name: {
-                label: [(r["seconds"], r["loss"]) for r in rows]
-                for label, rows in curves.items()
-            }
-            for name, curves in panels.items()
-        },
-        folder / "mnist_mlp_time.png",
-        title,
-        xlabel="seconds of training",
-        yscale="log",
-    )
+    path = folder / "mnist_mlp_time.png"
+    experiment.plot(panels, path, title, by="seconds", yscale="log")
 
 
 if __name__ == "__main__":

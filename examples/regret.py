@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import csv
 import pathlib
+from collections.abc import Iterator
 
 import experiment
 import keras
@@ -33,7 +34,7 @@ from keras_adam.schedules import ExponentialBetaDecay, InverseSqrtDecay
 FLAGS = flags.FLAGS
 
 PROBLEMS = ("dense", "sparse")
-OPTIMIZERS = {"Adam": keras_adam.Adam, "AdaMax": keras_adam.AdaMax}
+OPTIMIZERS = ("Adam", "AdaMax")
 FEATURES = 20
 WORDS = 10
 
@@ -50,21 +51,28 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string("output", "results", "Folder for table and picture.", **to)
 
 
-def make_problem(problem: str) -> tuple[keras.Model, np.ndarray, np.ndarray]:
-    """A model that starts at 0, its inputs, and the same inputs as rows of a matrix."""
+def make_inputs(problem: str) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs of a model, and the same as rows of a matrix."""
     rng = np.random.default_rng(FLAGS.seed)
     if problem == "dense":
         x = rng.standard_normal((FLAGS.steps, FEATURES)).astype(np.float32)
-        layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
-        return keras.Sequential([keras.Input([FEATURES]), layer]), x, x
+        return x, x
     cdf = np.cumsum(1 / np.arange(1, FLAGS.rows + 1))
     draws = rng.random((FLAGS.steps, WORDS)) * cdf[-1]
     ids = np.searchsorted(cdf, draws).astype(np.int32)
     counts = np.zeros([FLAGS.steps, FLAGS.rows])
     np.add.at(counts, (np.arange(FLAGS.steps)[:, None], ids), 1)
+    return ids, counts
+
+
+def make_model(problem: str) -> keras.Model:
+    """One that starts at 0."""
+    if problem == "dense":
+        layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+        return keras.Sequential([keras.Input([FEATURES]), layer])
     words = keras.Input([WORDS], dtype="int32")
     table = keras_adam.Embedding(FLAGS.rows, 1, embeddings_initializer="zeros")
-    return keras.Model(words, keras.ops.sum(table(words), axis=1)), ids, counts
+    return keras.Model(words, keras.ops.sum(table(words), axis=1))
 
 
 class Paid(keras.callbacks.Callback):
@@ -78,27 +86,29 @@ class Paid(keras.callbacks.Callback):
         self.total.append(float(logs["loss"]) * (batch + 1))  # logs holds the mean
 
 
-def regret(name: str, problem: str, at: np.ndarray) -> np.ndarray:
-    """After each number of steps of `at`."""
-    model, x, matrix = make_problem(problem)
+def regrets(problem: str, at: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each optimizer's, after each number of steps of `at`."""
+    x, matrix = make_inputs(problem)
     rng = np.random.default_rng(FLAGS.seed + 1)
     y = matrix @ rng.standard_normal(matrix.shape[1])
     y += FLAGS.noise * rng.standard_normal(len(y))
-    model.compile(
-        optimizer=OPTIMIZERS[name](
-            InverseSqrtDecay(FLAGS.alpha),
-            beta_1=ExponentialBetaDecay(0.9, FLAGS.decay_rate),
-        ),
-        loss="mse",
-    )
-    paid = Paid()
-    model.fit(x, y[:, None], batch_size=1, shuffle=False, callbacks=[paid], verbose=0)
 
     def least(t: int) -> float:
         theta, *_ = np.linalg.lstsq(matrix[:t], y[:t], rcond=None)
         return float(np.sum((matrix[:t] @ theta - y[:t]) ** 2))
 
-    return np.array([paid.total[t] - least(t) for t in at])
+    best = np.array([least(t) for t in at])
+    for name in OPTIMIZERS:
+        optimizer = experiment.METHODS[name].make(
+            InverseSqrtDecay(FLAGS.alpha),
+            beta_1=ExponentialBetaDecay(0.9, FLAGS.decay_rate),
+        )
+        model, paid = make_model(problem), Paid()
+        model.compile(optimizer=optimizer, loss="mse")
+        model.fit(
+            *(x, y[:, None]), batch_size=1, shuffle=False, callbacks=[paid], verbose=0
+        )
+        yield name, np.array(paid.total)[at] - best
 
 
 def slope(at: np.ndarray, values: np.ndarray) -> float:
@@ -117,18 +127,15 @@ def main(_) -> None:
         table.writerow(["problem", "method", "steps", "regret"])
         for problem in FLAGS.problems:
             lines = panels.setdefault(problem, {})
-            for name in OPTIMIZERS:
-                values = regret(name, problem, at)
+            for name, values in regrets(problem, at):
                 table.writerows([problem, name, *row] for row in zip(at, values))
                 label = f"{name}, slope {slope(at, values):.2f}"
                 print(f"{problem:10}{label}", flush=True)
                 lines[label] = list(zip(at, values))
             scale = values[-1] / np.sqrt(at[-1])
             lines["sqrt(T)"] = [(t, scale * np.sqrt(t)) for t in at]
-    alpha, beta = (
-        InverseSqrtDecay(FLAGS.alpha),
-        ExponentialBetaDecay(0.9, FLAGS.decay_rate),
-    )
+    alpha = InverseSqrtDecay(FLAGS.alpha)
+    beta = ExponentialBetaDecay(0.9, FLAGS.decay_rate)
     panels["schedules"] = {
         f"{FLAGS.alpha:g} / sqrt(t)": [(t, float(alpha(t - 1))) for t in at],
         f"0.9 * {FLAGS.decay_rate:g}^(t - 1)": [(t, float(beta(t - 1))) for t in at],

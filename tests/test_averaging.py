@@ -302,7 +302,6 @@ def test_evaluate_averages(mode, wrap, jit):
     for a, b in zip(model.get_weights(), averages(model)):  # Keras's end of `fit`
         np.testing.assert_array_equal(a, b)
     x, y = make_data()
-    model.optimizer.iterations  # noqa: B018
     before = model.get_weights()
     model.layers[-1].bias.assign([5.0])
     found = model.predict(x, verbose=0, callbacks=[EvaluateAverages()])
