@@ -178,8 +178,11 @@ def test_vae_loss_is_minus_the_bound():
     )
 
 
-def test_missing_data(monkeypatch, tmp_path):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+def test_missing_data(monkeypatch):
+    def load(**kwargs):
+        raise AssertionError("no such folder")  # as where nothing is prepared
+
+    monkeypatch.setattr(data.tfds, "load", load)
     monkeypatch.setattr(data, "HOMES", {"mnist": "http://127.0.0.1:9/"})
     with pytest.raises(SystemExit, match=r"Cannot load mnist(.|\n)*TFDS_DATA_DIR"):
         data.load("mnist")

@@ -58,7 +58,7 @@ def test_quadratic_in_fewer_passes_than_adam():
         for decay in (0, 0.5, 1)
     )
     print(f"passes: SFO {ours}, Adam {adams}")
-    assert ours <= 60
+    assert ours <= 15  # 28 with a wrong sign in BFGS, which conditioning rescues
     assert ours < adams
 
 
