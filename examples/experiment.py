@@ -192,6 +192,7 @@ def fit(
     x: np.ndarray,
     y: np.ndarray,
     epochs: int,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Loss and seconds of each epoch; the last may be NaN, where training ended."""
     model.compile(optimizer=optimizer, loss=loss, jit_compile=JIT[FLAGS.jit])
@@ -200,7 +201,7 @@ def fit(
         y,
         batch_size=FLAGS.batch_size,
         epochs=epochs,
-        callbacks=[Clock(), keras.callbacks.TerminateOnNaN()],
+        callbacks=[Clock(), keras.callbacks.TerminateOnNaN(), *callbacks],
         verbose=0,
     ).history
     return [

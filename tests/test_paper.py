@@ -69,6 +69,18 @@ def test_on_mock_data(monkeypatch, tmp_path, capsys, module):
     assert read(table) == rows
 
 
+def test_diagnostics_of_cifar10(monkeypatch, tmp_path):
+    args = *SMALL, *("--filters=4",) * 3, "--settings=no dropout", "--diagnostics"
+    with tfds.testing.mock_data(num_examples=50):
+        call(monkeypatch, cifar10_cnn, *args, f"--output={tmp_path}")
+    rows = read(tmp_path / "cifar10_cnn_steps_no_dropout.csv")
+    assert [row["step"] for row in rows[::10]] == list("123456")
+    for row in rows:
+        if row["variable"].endswith("kernel"):
+            assert 0 < float(row["effective_step_mean"]) <= 1.001
+    assert (tmp_path / "cifar10_cnn_steps.png").stat().st_size > 1000
+
+
 def test_regret(monkeypatch, tmp_path):
     call(monkeypatch, regret, "--steps=300", f"--output={tmp_path}")
     rows = read(tmp_path / "regret.csv")
