@@ -77,25 +77,25 @@ def whiten(x: np.ndarray, epsilon: float = 1e-2) -> np.ndarray:
 
 
 def bag_of_words(texts: np.ndarray, vocabulary: int) -> np.ndarray:
-    """`[n, vocabulary]`, uint8: 1 where a text has the word.
+    """How often a text has each word, `[n, vocabulary]`, uint16.
 
     The vocabulary is the texts' most frequent words; column 1 stands for all others,
     and column 0 is empty.
     """
     layer = keras.layers.TextVectorization(max_tokens=vocabulary)
     layer.adapt(texts, batch_size=1024)
-    bags = np.zeros([len(texts), vocabulary], np.uint8)
+    bags = np.zeros([len(texts), vocabulary], np.uint16)
     for start in range(0, len(texts), 1024):
         ids = layer(texts[start : start + 1024]).numpy()
         part = bags[start : start + 1024]
-        part[np.arange(len(ids))[:, None], ids] = 1
+        np.add.at(part, (np.arange(len(ids))[:, None], ids), 1)
     bags[:, 0] = 0  # the padding
     return bags
 
 
 def words_in(bags: np.ndarray) -> np.ndarray:
-    """The same as ids, `[n, most words in a text]`, int32, filled up with 0."""
-    counts = bags.sum(axis=1, dtype=np.int64)
+    """Each text's words as ids, `[n, most words in a text]`, int32, then 0."""
+    counts = np.count_nonzero(bags, axis=1)
     ids = np.zeros([len(bags), counts.max()], np.int32)
     ids[np.arange(ids.shape[1]) < counts[:, None]] = np.nonzero(bags)[1]
     return ids

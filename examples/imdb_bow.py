@@ -6,11 +6,12 @@
 
 Section 6.1 of the paper: 10,000-dimensional bags of words, half of the features
 dropped at each step, batches of 128, alpha / sqrt(t) (AdaGrad and AdaDelta lower
-their steps by themselves). The same model twice: a bag as a dense vector of 0 and 1
-times a matrix (`dense`), and as its words' rows of an embedding table, whose
-gradient is sparse (`words`). Keras's own optimizers square the gradients of a word
-that repeats in a batch one by one, and so differ between the two; ours do not.
-Writes a table (CSV) and a picture of the training loss to --output.
+their steps by themselves). The same model on three forms of a bag: a dense vector of
+0 and 1 times a matrix (`dense`); the rows of its words in an embedding table, whose
+gradient is sparse (`words`); a dense vector of how often each word is there
+(`counts`). The first two have the same gradients. Keras's own optimizers square the
+gradients of a word that repeats in a batch one by one, and so differ between the two;
+ours do not. Writes a table (CSV) and a picture of the training loss to --output.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import data
 import experiment
 import keras
+import numpy as np
 from absl import app, flags
 
 import keras_adam
@@ -25,7 +27,7 @@ from keras_adam.schedules import InverseSqrtDecay
 
 FLAGS = flags.FLAGS
 
-INPUTS = ("dense", "words")
+INPUTS = ("dense", "words", "counts")
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
@@ -39,7 +41,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
 def make_dense(vocabulary: int) -> keras.Model:
     return keras.Sequential(
         [
-            keras.Input([vocabulary], dtype="uint8"),
+            keras.Input([vocabulary], dtype="uint16"),
             keras.layers.Rescaling(1.0),  # to floats
             keras.layers.Dropout(0.5),
             keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros"),
@@ -58,10 +60,10 @@ def make_words(vocabulary: int) -> keras.Model:
 def main(_) -> None:
     ((texts, y),) = data.load("imdb_reviews", FLAGS.limit, ["train"])
     bags = data.bag_of_words(texts, FLAGS.vocabulary)
-    inputs = {"dense": bags}
+    inputs = {"dense": (bags > 0).astype(np.uint16), "counts": bags}
     if "words" in FLAGS.inputs:
         inputs["words"] = data.words_in(bags)
-    models = {"dense": make_dense, "words": make_words}
+    models = {"dense": make_dense, "counts": make_dense, "words": make_words}
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
 
     def train(setting, optimizer, epochs):
