@@ -127,7 +127,11 @@ class ExactRows:
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
         # What weight decay makes the average owe has no closed form here.
-        whole = _constrained(variable) or (self.use_ema and self._decays(variable))
+        whole = (
+            _constrained(variable)
+            or (self.use_ema and self._decays(variable))
+            or rows.out_of_place(variable)
+        )
         exact = self.sparse_updates == "exact"
         return "dense" if exact and whole else self.sparse_updates
 

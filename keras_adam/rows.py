@@ -7,6 +7,7 @@ graph mode and under XLA.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,22 @@ class Rows(NamedTuple):
 def in_xla() -> bool:
     """Whether the code now being traced is compiled by XLA."""
     return tf.__internal__.get_enclosing_xla_context() is not None
+
+
+def out_of_place(table: Any) -> bool:
+    """Whether single rows of a table cannot be reached where they are.
+
+    A TPU has tiles of 8 x 128 numbers. Where rows are not a multiple of 128, its
+    compiler keeps a table by columns, and copies it to gather from it and once more to
+    scatter into it: six copies an Adam step. One over all rows makes one copy, of the
+    gradient. (`tests/tpu`; AdaMax gains nothing, and loses nothing.)
+    """
+    narrow = len(table.shape) > 0 and math.prod(table.shape[1:]) % 128 != 0
+    return narrow and on_tpu()
+
+
+def on_tpu() -> bool:
+    return bool(tf.config.list_logical_devices("TPU"))
 
 
 class Workspace:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from cases import DTYPES, EXECUTIONS, MODES, OPTIMIZERS, OPTIONS, PATTERNS
 
+from keras_adam import rows
+
 STEPS = 7
 
 
@@ -71,6 +73,16 @@ def test_options_in_other_dtypes(mode, execution, option, dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_int64_ids(mode, execution):
     run("adam", mode, execution, id_dtype="int64")
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_where_rows_are_out_of_place(monkeypatch, name, mode, execution):
+    """On a TPU, exact steps on rows that are not a multiple of 128 are dense ones."""
+    monkeypatch.setattr(rows, "on_tpu", lambda: True)
+    optimizer, *_ = run(name, mode, execution)
+    assert optimizer._last == [None] * len(optimizer._last)
 
 
 @pytest.mark.parametrize("execution", ["graph", "xla"])

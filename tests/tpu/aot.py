@@ -1,0 +1,126 @@
+"""Compiles a `tf.function` for a TPU that is not there.
+
+Google's compiler (the `libtpu` wheel) runs on any machine. Nothing is executed: what
+comes out shows that a step compiles, which memory it reuses, and what it copies; it
+says nothing of numbers or of time. TensorFlow gives the step as HLO, jaxlib turns that
+into StableHLO, and the client of a TPU topology compiles it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    TPU_SKIP_MDS_QUERY="1",  # or it asks Google's cloud what machine this is
+    TPU_ACCELERATOR_TYPE="v5litepod-4",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # or a second process dies on a lock file
+    TPU_LOG_DIR="disabled",
+)
+
+import jax
+import numpy as np
+from jax._src import compiler
+from jax._src.interpreters import mlir
+from jax._src.lib import xla_client
+from jax.experimental import topologies
+from jaxlib import _jax
+from jaxlib.mlir import ir
+
+CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+
+
+class Compiled(NamedTuple):
+    """What the compiler made of a step.
+
+    Attributes:
+        seconds: It took.
+        alias_bytes: Of arguments that become results where they are.
+        new_results: Shapes of the results that do not.
+        temporary_bytes: Beside arguments and results.
+        text: The program, optimized, in HLO.
+    """
+
+    seconds: float
+    alias_bytes: int
+    new_results: list[str]
+    temporary_bytes: int
+    text: str
+
+    def copies(self, *shape: int) -> int:
+        """How often a tensor of this shape is brought into another layout."""
+        return len(re.findall(rf"\[{','.join(map(str, shape))}\]\S* copy\(", self.text))
+
+    def fusions(self, *shape: int) -> int:
+        """How many fusions give tensors of this shape."""
+        one = rf"\w+\[{','.join(map(str, shape))}\]"
+        _, entry = self.text.split("\nENTRY ")
+        results = re.findall(r"= (.*?) fusion\(", entry)
+        return sum(re.search(one, result) is not None for result in results)
+
+
+@functools.cache
+def device(chip: str) -> jax.Device:
+    topology = topologies.get_topology_desc(CHIPS[chip], platform="tpu")
+    return topology.devices[0]
+
+
+def compile_for(chip: str, f: Callable[..., Any], *args: Any) -> Compiled:
+    """Compiles a `tf.function(jit_compile=True)` for one TPU.
+
+    Args:
+        chip: One of `CHIPS`.
+        f: What to compile.
+        *args: Tensors that it could be called with.
+    """
+    get_ir = f.experimental_get_compiler_ir(*args)
+    # TensorFlow refuses "TPU" where there is none; at this stage it is the same.
+    hlo = get_ir(stage="hlo_serialized", platform_name="CPU")
+    to = device(chip)
+    with mlir.make_ir_context():
+        module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
+        _drop_copies(module)
+        options = compiler.get_compile_options(
+            num_replicas=1,
+            num_partitions=1,
+            device_assignment=np.array([[to.id]]),
+            backend=to.client,
+        )
+        start = time.perf_counter()
+        program = compiler.backend_compile_and_load(
+            to.client, module, xla_client.DeviceList((to,)), options, []
+        )
+        seconds = time.perf_counter() - start
+    text = program.hlo_modules()[0].to_string()
+    memory = program.get_compiled_memory_stats()
+    head = text.split("\n", 1)[0]
+    aliased = {int(i) for i in re.findall(r"\{(\d+)\}: \(\d+", head)}
+    results = re.findall(r"\w+\[[\d,]*\]", head.split(")->")[1])
+    return Compiled(
+        seconds,
+        memory.alias_size_in_bytes,
+        [x for i, x in enumerate(results) if i not in aliased],
+        memory.temp_size_in_bytes,
+        text,
+    )
+
+
+def _drop_copies(module: ir.Module) -> None:
+    """Takes out `mhlo.copy`, which the way back to HLO does not know."""
+    found = []
+
+    def visit(op):
+        if op.name == "mhlo.copy":
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    for op in found:
+        op.results[0].replace_all_uses_with(op.operands[0])
+        op.operation.erase()
