@@ -56,8 +56,11 @@ class Averages:
             done = isinstance(grads.get(i), Rows)
             stands = i not in grads and self.sparse_updates == "lazy"
             if average is not None and not (i in by_rows and (done or stands)):
-                average = native(average)
-                theta = tf.cast(native(self._trainable_variables[i]), average.dtype)
+                average, variable = native(average), self._trainable_variables[i]
+                theta = native(variable)
+                if getattr(variable, "constraint", None) is not None:
+                    theta = variable.constraint(theta)  # as Keras will after the step
+                theta = tf.cast(theta, average.dtype)
                 t = tf.cast(self.iterations + 1, average.dtype)
                 weight = share(self.ema_momentum, 1, t)
                 average.assign(average + (theta - average) * weight)
@@ -93,8 +96,12 @@ class EvaluateAverages(keras.callbacks.Callback):
     averages; then they get their own values back, bit for bit. (Keras's SwapEMAWeights
     adds and subtracts, which rounds them, and takes no half-precision weights.) That
     takes the memory of the weights once more. If an evaluation is interrupted, they
-    get them back at this callback's next event or its end. At the end of `fit` Keras
-    makes the averages the weights.
+    get them back at this callback's next event or its end, unless they have been
+    trained or loaded since. At the end of `fit` Keras makes the averages the weights.
+
+    Between evaluations the model holds its own weights, and so does a file that
+    `ModelCheckpoint` writes then, or what `EarlyStopping` restores: evaluate those
+    with this callback too.
 
     Raises:
         ValueError: The model's optimizer is not one of `keras_adam`'s with `use_ema`.
@@ -104,7 +111,9 @@ class EvaluateAverages(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: list[tuple[tf.Variable, tf.Tensor]] = []
+        # The optimizer and its step; of each weight itself, its value, its average.
+        self._kept: tuple[Any, int, list[tuple[tf.Variable, tf.Tensor, Any]]] | None
+        self._kept = None
 
     def set_model(self, model: Any) -> None:
         self._put_back()
@@ -127,14 +136,29 @@ class EvaluateAverages(keras.callbacks.Callback):
         if not optimizer.built or not int(optimizer.iterations):
             return  # no step, no average
         optimizer.settle()
-        tables = [native(v) for v in optimizer._trainable_variables]
-        self._kept = [(x, x.read_value()) for x in tables]
+        kept = [
+            (native(v), native(v).read_value(), native(average))
+            for v, average in zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+                strict=True,
+            )
+            if average is not None
+        ]
+        self._kept = optimizer, int(optimizer.iterations), kept
         optimizer._overwrite(optimizer._trainable_variables)
 
     def _put_back(self) -> None:
-        kept, self._kept = self._kept, []
-        for x, value in kept:
-            x.assign(value)
+        if self._kept is None:
+            return
+        (optimizer, step, kept), self._kept = self._kept, None
+        with tf.init_scope():  # the garbage collector may come while a step is traced
+            if int(optimizer.iterations) != step:
+                return
+            for x, value, average in kept:
+                inside = tf.cast(average, x.dtype)
+                if tf.reduce_all((x == inside) | ((x != x) & (inside != inside))):
+                    x.assign(value)
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._take_averages()

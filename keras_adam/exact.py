@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 import types
 from collections.abc import Callable
@@ -22,6 +23,12 @@ def state_dtype(dtype: Any) -> str:
     """The dtype of moments and arithmetic: at least float32."""
     dtype = keras.backend.standardize_dtype(dtype)
     return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def state_name(variable: Any, kind: str) -> str:
+    """The name of a variable's state of this kind, as Keras's names are."""
+    path = getattr(variable, "path", variable.name)
+    return f"{path.replace('/', '_').replace(':', '_')}_{kind}"
 
 
 def check_range(name: str, value: float) -> None:
@@ -97,7 +104,9 @@ class ExactRows:
             settlers={},  # arguments of `_settle`: what it calls, compiled
         )
         self._last = [
-            self.add_variable(v.shape[:1], dtype="uint32", name="last_step")
+            self.add_variable(
+                v.shape[:1], dtype="uint32", name=state_name(v, "last_step")
+            )
             if self._owes(v)
             else None
             for v in variables
@@ -152,10 +161,28 @@ class ExactRows:
         if not callable(self.beta_1):
             return self.beta_1
         steps = {0, *(round(1.25**k) for k in range(63))}
+        for k in getattr(self.beta_1, "boundaries", ()):  # PiecewiseConstantDecay's
+            steps |= {int(k), int(k) + 1}
         with tf.init_scope():
             largest = max(float(self.beta_1(tf.constant(k))) for k in steps)
         check_range("beta_1", largest)
         return largest
+
+    def _checked_beta_1(self, beta_1: tf.Tensor, largest: float) -> tf.Tensor:
+        """A schedule's beta_1, or an error; under XLA, that knows none, NaN."""
+        holds = beta_1 <= largest * (1 + 1e-6)
+        assertion = tf.debugging.Assert(
+            holds,
+            [
+                "`beta_1`'s schedule has exceeded the largest value that was found "
+                "when the optimizer was built, over steps ever further apart, and "
+                "exact tails hold for no more. Received, and found:",
+                *(beta_1, largest),
+                '. Use a schedule without such peaks, or sparse_updates="dense".',
+            ],
+        )
+        with tf.control_dependencies([] if assertion is None else [assertion]):
+            return tf.where(holds, beta_1, math.nan)
 
     def _note_by_rows(self, i: int) -> None:
         """From now on the i-th variable is updated row by row."""
@@ -165,7 +192,7 @@ class ExactRows:
                 f"{variable.path} is trained by two optimizers with "
                 '`sparse_updates="exact"`, or "lazy" and `use_ema`, of which only '
                 "the one built last knows what its rows owe. Use "
-                '`sparse_updates="lazy"` or "dense" in one of them.'
+                '`sparse_updates="dense"`, or "lazy" without `use_ema`, in one of them.'
             )
         if i in self._untracked.by_rows:
             return
@@ -174,9 +201,10 @@ class ExactRows:
                 f"{variable.path} has a sparse gradient in this step, and had a "
                 "dense one or none in a step that was compiled before, which may "
                 "run again and does not know what its rows owe. Received: "
-                f"sparse_updates={self.sparse_updates!r}. Use keras_adam.Embedding, "
-                "or call the compiled step with the sparse gradient first, or use "
-                'sparse_updates="lazy" or "dense".'
+                f"sparse_updates={self.sparse_updates!r}, use_ema={self.use_ema}. Use "
+                "keras_adam.Embedding, or call the compiled step with the sparse "
+                'gradient first, or use sparse_updates="dense", or "lazy" without '
+                "use_ema."
             )
         self._untracked.by_rows.add(i)
         ledger.settle_when_read(variable)
@@ -281,11 +309,14 @@ class ExactRows:
             assert history is not None and plan is not None
             dtype = history.ring.dtype.name
             step = self._step(learning_rate, dtype, self._untracked.rounded[i])
+            beta_1 = None
+            if callable(self.beta_1):
+                beta_1 = self._checked_beta_1(1 - step.one_minus_beta_1, plan.beta_1)
             history.advance(
                 plan,
                 t,
                 self._lead(self._scalars(step)),
-                1 - step.one_minus_beta_1 if callable(self.beta_1) else None,
+                beta_1,
                 step.alpha * self.weight_decay if history.decays else None,
             )
 

@@ -6,6 +6,7 @@ The only file that knows the internals of Keras's optimizers.
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,14 @@ import tensorflow as tf
 
 from keras_adam import ledger, rows
 from keras_adam.averaging import Averages
-from keras_adam.exact import ExactRows, check_range, native, rounded, state_dtype
+from keras_adam.exact import (
+    ExactRows,
+    check_range,
+    native,
+    rounded,
+    state_dtype,
+    state_name,
+)
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan, one_minus_power
 from keras_adam.update import (
@@ -152,7 +160,9 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         self._touched = []
         if self.gradient_accumulation_steps and self.sparse_updates != "dense":
             self._touched = [
-                self.add_variable(v.shape[:1], dtype="float32", name="touched")
+                self.add_variable(
+                    v.shape[:1], dtype="float32", name=state_name(v, "touched")
+                )
                 for v in variables
             ]
         # A plain object keeps Keras and TensorFlow from saving what it holds.
@@ -338,17 +348,39 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """Loads a state, also one that was saved in another mode, or by Keras.
 
-        Saved rows are up to date, so all they lack is the step of their update.
+        Saved rows are up to date, so all they lack is the step of their update; and
+        rows have accumulated gradients, where sums are not 0.
         """
+        own = self.variables if self.built else []
         last = [x for x in self._last if x is not None] if self.built else []
-        rest = self.variables[: len(self.variables) - len(last)]
-        tables = [v for v in self._trainable_variables if len(v.shape)]
-        others = {len(rest), len(rest) + len(tables)} - {len(self.variables)}
-        if not self.built or len(store.keys()) not in others:
+        shared = len(own) - len(self._touched) - len(last) if self.built else 0
+        stored = [store[str(i)] for i in range(len(store.keys()))]
+        more = stored[shared:]
+        while more and more[-1].dtype == "uint32":  # its `last`
+            more.pop()
+        firsts = [v.shape[:1] for v in self._trainable_variables]
+        fits = _shapes(own[:shared]) == _shapes(stored[:shared])
+        fits = fits and _shapes(more) in ([], list(map(tuple, firsts)))
+        if not self.built or not fits or _shapes(stored) == _shapes(own):
+            for variable, value in zip(own, stored):
+                # Of as many variables as ours, or Keras tells and skips.
+                if len(own) == len(stored) and variable.shape != tuple(value.shape):
+                    warnings.warn(
+                        f"Skipping variable loading for {self.name}: what was saved "
+                        f"for {variable.path} has the shape {tuple(value.shape)} and "
+                        f"not {variable.shape}, as if of another optimizer.",
+                        stacklevel=2,
+                    )
+                    return
             super().load_own_variables(store)
             return
-        for i, variable in enumerate(rest):
-            variable.assign(store[str(i)])
+        for variable, value in zip(own[:shared], stored):
+            variable.assign(value)
+        for i, mark in enumerate(self._touched):
+            total = native(self._accumulated_gradients[i])
+            axes = list(range(1, len(total.shape)))
+            some = tf.reduce_any(total != 0, axis=axes) if axes else total != 0
+            mark.assign(more[i] if more else tf.cast(some, mark.dtype))
         for x in last:
             x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
 
@@ -378,6 +410,10 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
                 config["beta_1"], custom_objects=custom_objects
             )
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def _shapes(variables: Any) -> list[tuple[int, ...]]:
+    return [tuple(v.shape) for v in variables]
 
 
 def _update_all(strategy: Any, updates: list[Any]) -> None:

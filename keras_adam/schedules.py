@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_adam.exact import check_range
+
 __all__ = ["ExponentialBetaDecay", "InverseSqrtDecay"]
 
 
@@ -18,7 +20,9 @@ class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
     learning_rate = initial_learning_rate / sqrt(step + 1)
     ```
 
-    The step is counted from 0, as Keras does, and the paper's t from 1.
+    The step is counted from 0, as Keras does, and the paper's t from 1. With
+    `gradient_accumulation_steps` Keras counts micro-steps here (but updates for
+    `ExponentialBetaDecay`).
 
     Args:
         initial_learning_rate: alpha, the rate at the first step; not negative.
@@ -58,7 +62,7 @@ class ExponentialBetaDecay(keras.optimizers.schedules.LearningRateSchedule):
     of `keras_adam.Adam` and `keras_adam.AdaMax`.
 
     Args:
-        initial_beta_1: beta_1 at the first step, in [0, 1).
+        initial_beta_1: beta_1 at the first step, in [0, 1), in float32 too.
         decay_rate: The paper's lambda, in (0, 1]; also such as 1 - 1e-8, which
             float32 does not know.
 
@@ -72,11 +76,7 @@ class ExponentialBetaDecay(keras.optimizers.schedules.LearningRateSchedule):
         self, initial_beta_1: float = 0.9, decay_rate: float = 1 - 1e-8
     ) -> None:
         super().__init__()
-        if not 0 <= initial_beta_1 < 1:
-            raise ValueError(
-                "`initial_beta_1` must be in [0, 1). Received: "
-                f"initial_beta_1={initial_beta_1!r}."
-            )
+        check_range("initial_beta_1", initial_beta_1)
         if not 0 < decay_rate <= 1:
             raise ValueError(
                 "`decay_rate` must be in (0, 1]: beta_1 must not grow. Received: "

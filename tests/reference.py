@@ -110,6 +110,7 @@ class Training:
         gradient_accumulation_steps=1,
         ema_momentum=None,
         ema_overwrite_frequency=None,
+        constraint=None,
     ):
         self.rule = rule
         self.thetas = [np.asarray(x, np.float64) for x in thetas]
@@ -128,6 +129,7 @@ class Training:
         self.accumulate = gradient_accumulation_steps
         self.ema_momentum = ema_momentum
         self.ema_overwrite_frequency = ema_overwrite_frequency
+        self.constraint = constraint
         self.uncorrected = [np.zeros(x.shape) for x in self.thetas]
         self.averages = None  # section 7.2's, corrected
         self.peaks = [np.zeros(x.shape) for x in self.thetas]
@@ -147,6 +149,8 @@ class Training:
         if (self.calls + 1) % self.accumulate == 0:
             self.pending = None
             self._update([(g / self.accumulate, r) for g, r in pairs], updates)
+            if self.constraint:
+                self.thetas = [self.constraint(x) for x in self.thetas]
             if self.ema_momentum is not None:
                 self._average(updates + 1)
         self.calls += 1

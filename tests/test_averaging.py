@@ -161,6 +161,35 @@ def test_assigned_weights_count_from_then_on(unswept, mode):
 
 @JIT
 @pytest.mark.parametrize("mode", MODES)
+def test_constrained_weights_are_averaged(mode, jit):
+    """What the constraint left, so that the average holds to it too."""
+    table, gradients = stream(12)
+    table = 0.05 * np.abs(table)
+    training = oracle(
+        *(reference.Adam(), table),
+        lazy=mode == "lazy",
+        ema_momentum=0.7,
+        constraint=lambda x: np.maximum(x, 0),
+    )
+    variable = keras.Variable(table)
+    variable.constraint = keras.constraints.NonNeg()
+    optimizer = keras_adam.Adam(
+        RATE, sparse_updates=mode, use_ema=True, ema_momentum=0.7
+    )
+    optimizer.build([variable])
+    step = stepper(optimizer, variable, jit)
+    for gradient in gradients:
+        step(gradient)
+        training.apply([gradient])
+    assert np.any(training.thetas[0] == 0)
+    np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=2e-6)
+    np.testing.assert_allclose(average(optimizer), training.averages[0], atol=2e-6)
+    optimizer.finalize_variable_values([variable])
+    assert variable.numpy().min() >= 0
+
+
+@JIT
+@pytest.mark.parametrize("mode", MODES)
 def test_resumed_bit_for_bit(mode, jit):
     table, gradients = stream(40)
     optimizer, variable = pair(table, sparse_updates=mode)
@@ -363,6 +392,69 @@ def test_an_interrupted_evaluation(mode, how):
     else:
         callback.__del__()
     for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
+
+
+@JIT
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_owe_are_evaluated_up_to_date(mode, jit):
+    """Nothing but the callback settles here."""
+    losses = []
+    x, y = make_data()
+    for settle in (False, True):
+        model = compiled(mode, jit=jit)
+        for i in range(6):  # the rows of a batch each
+            model.train_on_batch(x[8 * i : 8 * i + 8], y[8 * i : 8 * i + 8])
+        if settle:
+            model.optimizer.settle()
+        callback = EvaluateAverages()
+        losses.append(model.evaluate(x, y, verbose=0, callbacks=[callback]))
+    a = averages(model)
+    np.testing.assert_allclose(losses, [loss_of(a)] * 2, rtol=1e-5)
+
+
+def interrupted():
+    model, callback = compiled(), EvaluateAverages()
+    x, y = make_data()
+    for i in range(6):
+        model.train_on_batch(x[8 * i : 8 * i + 8], y[8 * i : 8 * i + 8])
+    with pytest.raises(KeyboardInterrupt):
+        model.evaluate(x, y, verbose=0, callbacks=[callback, Stop()])
+    return model, callback
+
+
+def test_weights_trained_or_loaded_after_an_interruption_stay():
+    model, callback = interrupted()
+    x, y = make_data()
+    model.train_on_batch(x, y)
+    trained = model.get_weights()
+    callback.set_model(model)
+    for a, b in zip(model.get_weights(), trained):
+        np.testing.assert_array_equal(a, b)
+
+    model, callback = interrupted()
+    loaded = [w + 1 for w in model.get_weights()]
+    model.set_weights(loaded)
+    callback.__del__()
+    for a, b in zip(model.get_weights(), loaded):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_is_put_back_by_a_traced_step():
+    model, callback = interrupted()
+    inside = model.get_weights()
+
+    @tf.function(autograph=False)
+    def step():
+        callback.__del__()  # as the garbage collector may at any time
+        return tf.constant(0)
+
+    step()
+    weights = [w + 1 for w in model.get_weights()]
+    assert np.abs(weights[0] - 1 - inside[0]).max() > 1e-3  # put back, once
+    model.set_weights(weights)
+    step()
+    for a, b in zip(model.get_weights(), weights):
         np.testing.assert_array_equal(a, b)
 
 

@@ -201,6 +201,20 @@ def test_no_gradient_at_all(tmp_path):
     assert figures == dict.fromkeys(diagnostics.FIGURES, 0) | {"no_gradient_share": 1}
 
 
+def test_variables_without_state_are_passed_over(tmp_path):
+    """An empty one, and one that Keras overwrites with its gradient."""
+    variables = [
+        keras.Variable(np.zeros([0, 2], np.float32), name="empty"),
+        keras.Variable(np.ones(2, np.float32), name="overwritten"),
+        keras.Variable(np.ones(2, np.float32), name="weights"),
+    ]
+    variables[1].overwrite_with_gradient = True
+    optimizer = keras_adam.Adam(sparse_updates="lazy")
+    optimizer.build(variables)
+    optimizer.apply([tf.ones(v.shape) for v in variables])
+    assert list(log(optimizer, tmp_path / "log.csv")) == ["weights"]
+
+
 def fit(optimizer, callbacks, epochs=2, jit=False, model=None, **kwargs):
     """8 batches an epoch, of ids that leave most rows at rest."""
     if model is None:

@@ -174,6 +174,94 @@ def test_a_state_loads_into_another_mode(tmp_path, old, new, jit):
     assert int(copy.optimizer.iterations) == 6
 
 
+@pytest.mark.parametrize("new", cases.MODES)
+@pytest.mark.parametrize("old", ["keras", *cases.MODES])
+@pytest.mark.parametrize(
+    "options",
+    [{"gradient_accumulation_steps": 4}, {"use_ema": True, "weight_decay": 0.1}],
+    ids=["accumulation", "ema_decay"],
+)
+def test_a_state_in_the_middle_loads_into_another_mode(options, old, new):
+    """With all that was accumulated; and goes on as dense Adam does."""
+
+    def make(mode, table, bias):
+        cls = keras.optimizers.Adam if mode == "keras" else keras_adam.Adam
+        own = {} if mode == "keras" else {"sparse_updates": mode}
+        variables = [keras.Variable(table), keras.Variable(bias, name="bias")]
+        optimizer = cls(0.1, epsilon=1e-8, **own, **options)
+        if "weight_decay" in options:
+            optimizer.exclude_from_weight_decay(var_names=["bias"])
+        optimizer.build(variables)
+        return optimizer, variables
+
+    def step(optimizer, variables, k):
+        ids = tf.constant([k % 3, 3])
+        slices = tf.IndexedSlices(tf.ones((2, 2)) * (k + 1), ids, tf.constant([6, 2]))
+        optimizer.apply([slices, tf.ones(3)], variables)
+
+    table, bias = np.ones((6, 2), np.float32), np.ones(3, np.float32)
+    first, variables = make(old, table, bias)
+    whole, all_along = make("lazy" if new == "lazy" else "dense", table, bias)
+    for k in range(6):
+        step(first, variables, k)
+        step(whole, all_along, k)
+    store = {}
+    first.save_own_variables(store)
+    second, copies = make(new, *(v.numpy() for v in variables))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second.load_own_variables(store)
+    if (old == "lazy") != (new == "lazy"):
+        whole, all_along = make(old, table, bias)  # what that trained so far
+        for k in range(6):
+            step(whole, all_along, k)
+        assert int(second.iterations) == int(whole.iterations)
+        for a, b in zip(copies, all_along):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
+        return
+    for k in range(6, 12):
+        step(second, copies, k)
+        step(whole, all_along, k)
+    # Keras knows 1 - beta_2 to five digits.
+    atol = 1e-5 if old == "keras" else 2e-7
+    for a, b in zip(copies, all_along):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-6, atol=atol)
+
+
+def test_another_rule_s_state_is_not_taken_for_ours():
+    """It is skipped with a warning, as Keras skips one of another length."""
+    variables = [keras.Variable(np.ones((6, 2), np.float32))]
+    other = keras.optimizers.Adam(amsgrad=True)
+    other.build(variables)
+    other.apply([tf.ones((6, 2))])
+    store = {}
+    other.save_own_variables(store)
+    ours = keras_adam.Adam()
+    ours.build(variables)
+    with pytest.warns(UserWarning, match=r"Skipping.*last_step.*\(6, 2\).*\(6,\)"):
+        ours.load_own_variables(store)
+    assert int(ours.iterations) == 0
+    assert np.all(ours._velocities[0].numpy() == 0)
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_state_tree(mode, accumulate):
+    """Keras finds each variable under a name of its own."""
+    optimizer = keras_adam.Adam(
+        sparse_updates=mode, gradient_accumulation_steps=accumulate
+    )
+    model = compiled(optimizer)
+    fit(model)
+    tree = model.get_state_tree(value_format="numpy_array")["optimizer_variables"]
+    leaves = tree.values()
+    while any(isinstance(x, dict) for x in leaves):
+        leaves = [
+            y for x in leaves for y in (x.values() if isinstance(x, dict) else [x])
+        ]
+    assert len(leaves) == len(optimizer.variables)
+
+
 def test_keras_adam_state_has_the_same_places():
     """So that a saved state of keras.optimizers.Adam loads, position by position."""
     shapes = []
@@ -461,6 +549,44 @@ def test_exact_says_for_which_beta_1_schedule_it_is_not():
     )
     with pytest.raises(ValueError, match=r"beta_1.*Received"):
         optimizer.build([keras.Variable([[1.0]])])
+
+
+@JIT
+def test_a_beta_1_schedule_that_exceeds_what_was_found(jit):
+    """At steps 3,861 to 4,809, none of which was looked at."""
+
+    def beta_1(step):
+        step = keras.ops.cast(step, "int64")
+        return tf.where((step > 3860) & (step < 4810), 0.99, 0.9)
+
+    table = keras.Variable(np.ones((6, 2), np.float32))
+    optimizer = keras_adam.Adam(beta_1=beta_1)
+    optimizer.build([table])
+    apply = tf.function(
+        lambda ids: optimizer.apply(
+            [tf.IndexedSlices(tf.ones((1, 2)), ids, tf.constant([6, 2]))], [table]
+        ),
+        jit_compile=jit,
+    )
+    optimizer.iterations.assign(3860)
+    apply(tf.constant([0]))
+    assert np.all(np.isfinite(table.numpy()))
+    if jit:  # where there are no errors
+        apply(tf.constant([1]))
+        apply(tf.constant([2]))
+        assert np.all(np.isnan(table.numpy()[1]))
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"exceeded.*\"dense"):
+            apply(tf.constant([1]))
+
+
+def test_the_boundaries_of_a_beta_1_schedule_are_looked_at():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [3860, 4810], [0.9, 0.99, 0.9]
+    )
+    optimizer = keras_adam.Adam(beta_1=schedule)
+    optimizer.build([keras.Variable(np.ones((6, 2), np.float32))])
+    assert abs(optimizer._plan.beta_1 - 0.99) < 1e-6
 
 
 @CLASSES

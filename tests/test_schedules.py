@@ -77,6 +77,7 @@ def test_model_with_both_is_saved_and_loaded(tmp_path):
             "initial_learning_rate=nan",
         ),
         (lambda: schedules.ExponentialBetaDecay(1.0), "initial_beta_1=1.0"),
+        (lambda: schedules.ExponentialBetaDecay(1 - 1e-9), "initial_beta_1=0.999"),
         (lambda: schedules.ExponentialBetaDecay(0.9, 1.5), "decay_rate=1.5"),
         (lambda: schedules.ExponentialBetaDecay(0.9, 0), "decay_rate=0"),
     ],

@@ -34,8 +34,8 @@ class Program(NamedTuple):
 
 def written(optimizer: Any, variables: list[Any]) -> list[Any]:
     """The variables that every step of the optimizer writes."""
-    only_rows = {"learning_rate", "last_step"}
-    state = [v for v in optimizer.variables if v.name not in only_rows]
+    others = "learning_rate", "last_step"
+    state = [v for v in optimizer.variables if not v.name.endswith(others)]
     return [*variables, *state]
 
 
