@@ -24,7 +24,7 @@ import keras
 import tensorflow as tf
 
 from keras_adam import rows
-from keras_adam.exact import native
+from keras_adam.exact import native, tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import share
 
@@ -133,27 +133,29 @@ class EvaluateAverages(keras.callbacks.Callback):
     def _take_averages(self) -> None:
         self._put_back()
         optimizer = self._optimizer()
-        if not optimizer.built or not int(optimizer.iterations):
+        if not optimizer.built or not int(tf.convert_to_tensor(optimizer.iterations)):
             return  # no step, no average
         optimizer.settle()
-        kept = [
-            (native(v), native(v).read_value(), native(average))
-            for v, average in zip(
-                optimizer._trainable_variables,
-                optimizer._model_variables_moving_average,
-                strict=True,
-            )
-            if average is not None
-        ]
-        self._kept = optimizer, int(optimizer.iterations), kept
-        optimizer._overwrite(optimizer._trainable_variables)
+        kept = []
+        for pair in zip(
+            optimizer._trainable_variables,
+            optimizer._model_variables_moving_average,
+            strict=True,
+        ):
+            if pair[1] is not None:
+                copies = (rows.components(tf_variable(v)) for v in pair)
+                kept += [(x, x.read_value(), average) for x, average in zip(*copies)]
+        self._kept = optimizer, int(tf.convert_to_tensor(optimizer.iterations)), kept
+        optimizer._overwrite_model_variables_with_average_value(
+            optimizer._trainable_variables
+        )
 
     def _put_back(self) -> None:
         if self._kept is None:
             return
         (optimizer, step, kept), self._kept = self._kept, None
         with tf.init_scope():  # the garbage collector may come while a step is traced
-            if int(optimizer.iterations) != step:
+            if int(tf.convert_to_tensor(optimizer.iterations)) != step:
                 return
             for x, value, average in kept:
                 inside = tf.cast(average, x.dtype)

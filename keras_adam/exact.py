@@ -39,9 +39,14 @@ def check_range(name: str, value: float) -> None:
         )
 
 
-def native(variable: Any) -> Any:
+def tf_variable(variable: Any) -> Any:
     """A `keras.Variable`'s `tf.Variable`; `value` may be a cast of it."""
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def native(variable: Any) -> Any:
+    """The same, and of one with a copy for each replica, this replica's."""
+    return rows.local(tf_variable(variable))
 
 
 def rounded(dtype: str, beta: float) -> float:
@@ -92,6 +97,8 @@ class ExactRows:
     _lead: Callable[[Any], Any]
     _has_kernel: Callable[[], bool]
     _decays: Callable[[Any], bool]
+    _replicas: bool
+    _on_each_replica: Callable[[Callable[[], None]], None]
 
     def _build_ledger(self, variables: list[Any]) -> None:
         """Creates the steps of the rows' last updates, and what they mean."""
@@ -105,7 +112,7 @@ class ExactRows:
         )
         self._last = [
             self.add_variable(
-                v.shape[:1], dtype="uint32", name=state_name(v, "last_step")
+                v.shape[:1], dtype=rows.count_dtype(), name=state_name(v, "last_step")
             )
             if self._owes(v)
             else None
@@ -209,10 +216,11 @@ class ExactRows:
         self._untracked.by_rows.add(i)
         ledger.settle_when_read(variable)
         with tf.init_scope():
-            last = native(self._last[i])
-            if tf.reduce_max(last) < tf.cast(self.iterations, last.dtype):
-                # Not one row was updated at the last step, so it was a dense one.
-                last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
+            for last in rows.components(tf_variable(self._last[i])):
+                t = tf.cast(self.iterations, last.dtype)
+                if tf.reduce_max(last) < t:
+                    # Not one row was updated at the last step: it was a dense one.
+                    last.assign(tf.fill(last.shape, t))
 
     def _tables(self, i: int) -> list[tf.Variable]:
         return [native(x) for x in (self._trainable_variables[i], *self._state(i))]
@@ -332,7 +340,7 @@ class ExactRows:
 
             return tf.function(settle, jit_compile=True) if large else settle
 
-        key = i, as_kernel, ahead
+        key = native(self._trainable_variables[i])._unique_id, as_kernel, ahead
         if key not in settlers:
             steps: list[Callable[..., None]] = []
             if self.use_ema:
@@ -355,8 +363,10 @@ class ExactRows:
         reads or changes a table outside a step, such as `tf.train.Checkpoint`,
         `model.export`, or `tf.norm(layer.embeddings)` in a callback.
         """
-        if not self.built:
-            return
+        if self.built:
+            self._on_each_replica(self._settle_all)
+
+    def _settle_all(self) -> None:
         for i, last in enumerate(self._last):
             if last is None:
                 continue
@@ -391,5 +401,6 @@ class ExactRows:
             return tf.gather(native(variable), ids)
         places = self._untracked.workspaces[i].places
         out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
-        self._untracked.readings[i] = reading
+        if not self._replicas:  # each of which has read other rows
+            self._untracked.readings[i] = reading
         return out

@@ -37,11 +37,19 @@ class History(tf.Module):
     def __init__(self, plan: Plan, decays: bool, dtype: str) -> None:
         super().__init__(name="history")
         with tf.init_scope():
-            self.ring = tf.Variable(
+            self._ring = tf.Variable(
                 tf.zeros([LENGTH, plan.columns + 4 * decays], dtype), trainable=False
             )
-            self.log_decay = tf.Variable(tf.zeros([2], dtype), trainable=False)
+            self._log_decay = tf.Variable(tf.zeros([2], dtype), trainable=False)
         self.decays = decays
+
+    @property
+    def ring(self) -> tf.Variable:
+        return rows.local(self._ring)
+
+    @property
+    def log_decay(self) -> tf.Variable:
+        return rows.local(self._log_decay)
 
     def advance(
         self, plan: Plan, t: tf.Tensor, lead: Any, beta_1: Any, decay: tf.Tensor | None
@@ -245,6 +253,7 @@ def mark(debts: Debts, ids: tf.Tensor | None, t: tf.Tensor, tables: Any) -> None
     """These rows, or all, were updated at step t, and are written already."""
     t = rows.after(tf.cast(t, tf.uint32), *tables)
     if ids is None:
+        t = tf.cast(t, debts.last.dtype)
         debts.last.assign(tf.fill(debts.last.shape, t))
     else:
         rows.scatter(debts.last, ids, tf.fill(tf.shape(ids), t))

@@ -22,6 +22,7 @@ from keras_adam.exact import (
     rounded,
     state_dtype,
     state_name,
+    tf_variable,
 )
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan, one_minus_power
@@ -98,6 +99,8 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.sparse_updates = sparse_updates
+        # Whether there are several, each with copies of all variables.
+        self._replicas: bool = self._distribution_strategy.num_replicas_in_sync > 1
 
     # What a subclass gives.
 
@@ -144,12 +147,7 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
                     "Only variables of a float dtype can be trained. Received: "
                     f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
                 )
-        if self._distribution_strategy.num_replicas_in_sync > 1:
-            raise NotImplementedError(
-                f"{type(self).__name__} does not train on several replicas yet. "
-                f"Received: {self._distribution_strategy}. Build the model and the "
-                "optimizer outside its scope, or use keras.optimizers.Adam there."
-            )
+        self._check_strategy()
         super().build(variables)
         self._build_state(variables)
         if callable(self.beta_1):
@@ -177,9 +175,46 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         )
         self._build_ledger(variables)
 
+    def _check_strategy(self) -> None:
+        strategy = self._distribution_strategy
+        mirrored = (
+            tf.distribute.MirroredStrategy,
+            tf.distribute.MultiWorkerMirroredStrategy,
+        )
+        if self._replicas and not isinstance(strategy, mirrored):
+            raise NotImplementedError(
+                f"{type(self).__name__} trains on several replicas with "
+                "tf.distribute.MirroredStrategy and MultiWorkerMirroredStrategy. "
+                f"Received: {strategy}. Use one of these, or one replica."
+            )
+        if self._replicas and tf.distribute.get_strategy() is not strategy:
+            raise ValueError(
+                f"{type(self).__name__} was made in the scope of {strategy}, and is "
+                "built outside of it. Build it in `with strategy.scope():`, as "
+                "`model.compile` and `model.fit` do."
+            )
+        if self._replicas and not tf.distribute.in_cross_replica_context():
+            raise ValueError(
+                f"{type(self).__name__} is built by one of several replicas. Build it "
+                "before: `with strategy.scope(): optimizer.build(variables)`."
+            )
+
+    def _on_each_replica(self, f: Callable[[], None]) -> None:
+        """Calls f, which sees the copies of one replica, for each of them."""
+        strategy = self._distribution_strategy
+        inside = tf.distribute.has_strategy() and (
+            not tf.distribute.in_cross_replica_context()
+        )
+        if not self._replicas or inside:
+            f()
+            return
+        anchor = tf_variable(self._iterations)
+        with strategy.scope():
+            strategy.extended.update(anchor, lambda _: f(), group=False)
+
     def _decays(self, variable: Any) -> bool:
         return self.weight_decay is not None and self._use_weight_decay(
-            native(variable)
+            tf_variable(variable)
         )
 
     def add_variable(
@@ -190,7 +225,7 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
 
     def _var_key(self, variable: Any) -> Any:
-        return super()._var_key(native(variable))
+        return super()._var_key(tf_variable(variable))
 
     # The way of a gradient.
 
@@ -202,13 +237,26 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         grads, variables = super()._overwrite_variables_directly_with_gradients(
             grads, variables
         )
+        dtypes = [state_dtype(v.dtype) for v in variables]
+        grads = self._reduced([_cast(g, d) for g, d in zip(grads, dtypes)])
         return [self._summed(g, v) for g, v in zip(grads, variables)], variables
 
+    def _reduced(self, grads: list[Any]) -> list[Any]:
+        """Summed over all replicas; each then takes the same step on its copies."""
+        if not self._replicas or not grads:
+            return grads
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            raise ValueError(
+                f"{type(self).__name__} takes each replica's gradients, and sums them. "
+                "Call `apply` in a function that `strategy.run` runs."
+            )
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, grads))
+
     def _summed(self, g: Any, variable: Any) -> tf.Tensor | Rows:
-        dtype = state_dtype(variable.dtype)
         if not isinstance(g, tf.IndexedSlices):
-            return tf.cast(g, dtype)
-        values = tf.cast(g.values, dtype)
+            return g
+        values = g.values
         mode = self._mode(variable)
         if mode == "dense":
             return tf.math.unsorted_segment_sum(values, g.indices, variable.shape[0])
@@ -232,8 +280,8 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
     def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
         steps = self.gradient_accumulation_steps
         indices = [self._get_variable_index(v) for v in variables]
-        sums = [self._accumulated_gradients[i].value for i in indices]
-        marks = [self._touched[i].value if self._touched else None for i in indices]
+        sums = [native(self._accumulated_gradients[i]) for i in indices]
+        marks = [native(self._touched[i]) if self._touched else None for i in indices]
         for g, total, mark in zip(grads, sums, marks):
             if isinstance(g, Rows):
                 total.scatter_add(tf.IndexedSlices(g.values, g.ids))
@@ -254,11 +302,11 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
                     rows.scatter(total, g.ids, tf.zeros_like(g.values))
             # What has no gradient now starts anew too, as in Keras.
             done = {i for i, g in zip(indices, means) if isinstance(g, Rows)}
-            for i, total in enumerate(self._accumulated_gradients):
+            for i, total in enumerate(map(native, self._accumulated_gradients)):
                 if i not in done:
-                    total.assign(tf.zeros_like(total.value))
-            for mark in self._touched:
-                mark.assign(tf.zeros_like(mark.value))
+                    total.assign(tf.zeros_like(total))
+            for mark in map(native, self._touched):
+                mark.assign(tf.zeros_like(mark))
 
         keras.ops.cond((self._iterations + 1) % steps == 0, step, lambda: None)
 
@@ -273,8 +321,8 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
         if callable(self.beta_1):
             # The recurrence of m for gradients of 1 gives 1 - prod(beta_1,i).
-            c = self._correction_1
-            c.assign_add((1 - c) * (1 - keras.ops.cast(self._beta_1(), c.dtype)))
+            c = native(self._correction_1)
+            c.assign_add((1 - c) * (1 - tf.cast(self._beta_1(), c.dtype)))
         self._backend_update_step(
             self._clip_gradients(grads), variables, self.learning_rate
         )
@@ -305,7 +353,6 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
             if isinstance(g, Rows) and self._last[i] is not None:
                 self._note_by_rows(i)
         scalars: dict[Any, Any] = {}
-        updates = []
         for i, g, variable in zip(indices, grads, trainable_variables):
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
@@ -316,26 +363,25 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
             state = [native(x) for x in self._state(i)]
-            kwargs = {
-                "rule": self.rule,
-                "kernel": self._kernel if kernel else None,
-                "copies": self._untracked.workspaces[i].copies
+            update(
+                *(native(variable), g, state, s, decay),
+                rule=self.rule,
+                kernel=self._kernel if kernel else None,
+                copies=self._untracked.workspaces[i].copies
                 if isinstance(g, Rows)
                 else [],
-                "compiled": self._untracked.compiled,
+                compiled=self._untracked.compiled,
                 **self._settled_rows(i, g),
-            }
-            updates.append((native(variable), (g, state, s, decay), kwargs))
-        tf.__internal__.distribute.interim.maybe_merge_call(
-            _update_all, self._distribution_strategy, updates
-        )
+            )
         self._end_step(dict(zip(indices, grads)), learning_rate)
         if self.use_ema:
             self._average(dict(zip(indices, grads)))
 
     def finalize_variable_values(self, var_list: Any) -> None:
         self.settle()
-        if self.use_ema and self.built and int(self.iterations):  # or there is none yet
+        if (
+            self.use_ema and self.built and int(tf.convert_to_tensor(self.iterations))
+        ):  # or there is none yet
             known = self._trainable_variables_indices
             super().finalize_variable_values(
                 [v for v in var_list if self._var_key(v) in known]
@@ -356,7 +402,7 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         shared = len(own) - len(self._touched) - len(last) if self.built else 0
         stored = [store[str(i)] for i in range(len(store.keys()))]
         more = stored[shared:]
-        while more and more[-1].dtype == "uint32":  # its `last`
+        while more and more[-1].dtype in ("uint32", "int64"):  # its `last`
             more.pop()
         firsts = [v.shape[:1] for v in self._trainable_variables]
         fits = _shapes(own[:shared]) == _shapes(stored[:shared])
@@ -387,7 +433,7 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Any
     ) -> None:
-        self._overwrite(trainable_variables)
+        self._on_each_replica(lambda: self._overwrite(trainable_variables))
 
     # Serialization.
 
@@ -416,8 +462,7 @@ def _shapes(variables: Any) -> list[tuple[int, ...]]:
     return [tuple(v.shape) for v in variables]
 
 
-def _update_all(strategy: Any, updates: list[Any]) -> None:
-    for variable, args, kwargs in updates:
-        strategy.extended.update(
-            variable, update, args=args, kwargs=kwargs, group=False
-        )
+def _cast(g: Any, dtype: str) -> Any:
+    if not isinstance(g, tf.IndexedSlices):
+        return tf.cast(g, dtype)
+    return tf.IndexedSlices(tf.cast(g.values, dtype), g.indices, g.dense_shape)

@@ -35,6 +35,20 @@ class Rows(NamedTuple):
         return self._replace(values=self.values / scale)
 
 
+def components(variable: Any) -> list[tf.Variable]:
+    """A variable's copies, one for each replica in this process."""
+    if isinstance(variable, tf.distribute.DistributedValues):
+        return list(variable.values)
+    return [variable]
+
+
+def local(variable: Any) -> tf.Variable:
+    """The copy of the replica that runs now; of the first one, outside of any."""
+    if isinstance(variable, tf.distribute.DistributedValues):
+        return variable._get()
+    return variable
+
+
 def in_xla() -> bool:
     """Whether the code now being traced is compiled by XLA."""
     return tf.__internal__.get_enclosing_xla_context() is not None
@@ -56,24 +70,33 @@ def on_tpu() -> bool:
     return bool(tf.config.list_logical_devices("TPU"))
 
 
+def count_dtype() -> str:
+    """Of variables that hold steps and places.
+
+    TensorFlow keeps int32 variables in host memory, and workers, which send each
+    other the first values, know no uint32.
+    """
+    workers = tf.distribute.MultiWorkerMirroredStrategy
+    return "int64" if isinstance(tf.distribute.get_strategy(), workers) else "uint32"
+
+
 class Workspace:
     """Variables that hold nothing between steps, and so are no saved state.
 
     Attributes:
         places: A vector as long as the table, in which `distinct` finds
-            repeats under XLA. It is uint32 because TensorFlow keeps int32
-            variables in host memory.
+            repeats under XLA.
         copies: Variables of any number of rows, for kernels that only work on
             variables, to work on a few rows.
     """
 
     def __init__(self, table: tf.Variable, copies: int) -> None:
         with tf.init_scope():
-            self.places = tf.Variable(
-                tf.zeros(table.shape[:1], tf.uint32), trainable=False
+            self._places = tf.Variable(
+                tf.zeros(table.shape[:1], count_dtype()), trainable=False
             )
             shape = table.shape[1:]
-            self.copies = [
+            self._copies = [
                 tf.Variable(
                     tf.zeros([0, *shape], table.dtype),
                     shape=[None, *shape],
@@ -81,6 +104,14 @@ class Workspace:
                 )
                 for _ in range(copies)
             ]
+
+    @property
+    def places(self) -> tf.Variable:
+        return local(self._places)
+
+    @property
+    def copies(self) -> list[tf.Variable]:
+        return [local(x) for x in self._copies]
 
 
 class Distinct(NamedTuple):
@@ -121,7 +152,7 @@ def distinct(
     # and the positions of one id agree on one place.
     rows = places.shape[0]
     position = tf.range(tf.shape(ids)[0])
-    places.scatter_update(tf.IndexedSlices(tf.cast(position, tf.uint32), ids))
+    places.scatter_update(tf.IndexedSlices(tf.cast(position, places.dtype), ids))
     place = tf.cast(tf.gather(places, ids), tf.int32)
     # An id outside the table has read some other id's place: drop it.
     place = tf.where((ids >= 0) & (ids < rows), place, -1)

@@ -3,8 +3,6 @@
 import gc
 import json
 import pathlib
-import subprocess
-import sys
 import warnings
 
 import cases
@@ -458,27 +456,6 @@ def test_no_gradient_at_the_last_micro_step_leaves_nothing_behind():
     # The mean of -1 and 0 at step 2, v's first.
     v_hat = 0.001 * 0.5**2 / (1 - 0.999**2)
     np.testing.assert_allclose(b.numpy(), 1 + 0.1 * 0.5 / np.sqrt(v_hat), rtol=1e-4)
-
-
-def test_several_replicas_are_refused():
-    code = """
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-)
-import keras, keras_adam
-with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    variable = keras.Variable([1.0])
-    try:
-        keras_adam.Adam().build([variable])
-    except NotImplementedError as error:
-        print(error)
-"""
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert "several replicas" in out.stdout, out.stderr
 
 
 def test_eager_steps_of_many_shapes_do_not_warn(caplog):
