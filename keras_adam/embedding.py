@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_adam import ledger
 from keras_adam.optimizer import RowOptimizer
@@ -74,9 +73,9 @@ class Embedding(keras.layers.Embedding):
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(optimizer, RowOptimizer) and not optimizer.built:
             # Where Keras only looks for shapes, new variables would have no value.
-            if not in_stateless_scope() and all(
-                layer.built for layer in model._flatten_layers()
-            ):
+            with keras.StatelessScope(initialize_variables=False) as scope:
+                for_shapes = scope.original_scope is not None
+            if not for_shapes and all(layer.built for layer in model._flatten_layers()):
                 with tf.init_scope():
                     optimizer.build(model.trainable_variables)
         owner = ledger.owner(table)
