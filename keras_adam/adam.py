@@ -97,7 +97,8 @@ class Adam(optimizer.RowOptimizer):
     Raises:
         ValueError: An argument is outside its range, or `sparse_updates="exact"`
             does not hold for these betas.
-        NotImplementedError: Several replicas (`tf.distribute`).
+        NotImplementedError: Several replicas of a strategy that is not a
+            `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`.
 
     Source: arXiv 1412.6980, Algorithm 1 and sections 2, 3 and 4.
     """
