@@ -49,6 +49,9 @@ class Averages:
     _settle: Callable[..., None]
     settle: Callable[[], None]
 
+    def _steps_done(self) -> int:
+        return int(tf.convert_to_tensor(self.iterations))  # of replicas, the first's
+
     def _average(self, grads: dict[int, Any]) -> None:
         """Averages what the step left, but for the rows that `update` has averaged."""
         by_rows = self._untracked.by_rows
@@ -133,7 +136,7 @@ class EvaluateAverages(keras.callbacks.Callback):
     def _take_averages(self) -> None:
         self._put_back()
         optimizer = self._optimizer()
-        if not optimizer.built or not int(tf.convert_to_tensor(optimizer.iterations)):
+        if not optimizer.built or not optimizer._steps_done():
             return  # no step, no average
         optimizer.settle()
         kept = []
@@ -145,7 +148,7 @@ class EvaluateAverages(keras.callbacks.Callback):
             if pair[1] is not None:
                 copies = (rows.components(tf_variable(v)) for v in pair)
                 kept += [(x, x.read_value(), average) for x, average in zip(*copies)]
-        self._kept = optimizer, int(tf.convert_to_tensor(optimizer.iterations)), kept
+        self._kept = optimizer, optimizer._steps_done(), kept
         optimizer._overwrite_model_variables_with_average_value(
             optimizer._trainable_variables
         )
@@ -155,7 +158,7 @@ class EvaluateAverages(keras.callbacks.Callback):
             return
         (optimizer, step, kept), self._kept = self._kept, None
         with tf.init_scope():  # the garbage collector may come while a step is traced
-            if int(tf.convert_to_tensor(optimizer.iterations)) != step:
+            if optimizer._steps_done() != step:
                 return
             for x, value, average in kept:
                 inside = tf.cast(average, x.dtype)

@@ -136,7 +136,7 @@ class StepDiagnostics(keras.callbacks.Callback):
     # loss before it starts the next step.
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._aim(0, int(tf.convert_to_tensor(self._optimizer.iterations)))
+        self._aim(0, self._optimizer._steps_done())
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch >= self._next_batch:
@@ -151,7 +151,7 @@ class StepDiagnostics(keras.callbacks.Callback):
             self._writer = None
 
     def _look(self, batch: int) -> None:
-        step = int(tf.convert_to_tensor(self._optimizer.iterations))
+        step = self._optimizer._steps_done()
         if step >= self._next_step:
             self._log(step)
         self._aim(batch, step)

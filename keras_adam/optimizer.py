@@ -379,9 +379,7 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         self.settle()
-        if (
-            self.use_ema and self.built and int(tf.convert_to_tensor(self.iterations))
-        ):  # or there is none yet
+        if self.use_ema and self.built and self._steps_done():  # or there is none yet
             known = self._trainable_variables_indices
             super().finalize_variable_values(
                 [v for v in var_list if self._var_key(v) in known]

@@ -5,12 +5,10 @@ python tests/tpu/report.py
 
 from __future__ import annotations
 
-import math
 import pathlib
 
 import aot
 import steps
-import tensorflow as tf
 
 from keras_adam import rows
 
@@ -35,13 +33,10 @@ def main() -> None:
         for chip in aot.CHIPS:
             program = make()
             compiled = aot.compile_for(chip, program.f, *program.args)
-            size = sum(
-                math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in program.state
-            )
             copies = sum(compiled.copies(*shape) for shape in program.tables)
             lines.append(
                 f"| {name} | {chip} | {compiled.seconds:.1f} s "
-                f"| {compiled.alias_bytes / size:.3f} "
+                f"| {compiled.alias_bytes / program.state_bytes:.3f} "
                 f"| {compiled.temporary_bytes / 1e6:,.2f} MB | {copies} |\n"
             )
             print(lines[-1], end="", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,11 @@ class Program(NamedTuple):
     state: list[Any]
     tables: list[tuple[int, ...]]
     results: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        sizes = (tf.as_dtype(v.dtype).size for v in self.state)
+        return sum(math.prod(v.shape) * n for v, n in zip(self.state, sizes))
 
 
 def written(optimizer: Any, variables: list[Any]) -> list[Any]:
