@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
+from keras import ops
 
-from keras_adam import optimizer, tails, update
+from keras_adam.backend import Optimizer, tails, tf
+from keras_adam.base import Step, one_minus_power
 
 
 class AdamScalars(NamedTuple):
@@ -31,8 +32,8 @@ def adam(
     m, v, *v_max = state
     m = m + (g - m) * s.one_minus_beta_1
     v = v + (g * g - v) * s.one_minus_beta_2
-    v_max = [tf.maximum(x, v) for x in v_max]
-    r = tf.sqrt(v_max[0] if v_max else v)
+    v_max = [ops.maximum(x, v) for x in v_max]
+    r = ops.sqrt(v_max[0] if v_max else v)
     return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)
 
 
@@ -41,12 +42,12 @@ def adam_tail(
 ) -> tf.Tensor:
     """What `adam` with g = 0 takes off theta in all steps since the last update."""
     m, v, *v_max = state
-    r = tf.sqrt(v_max[0] if v_max else v)
+    r = ops.sqrt(v_max[0] if v_max else v)
     return tails.tail(owed, m, r, plan.epsilon)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
-class Adam(optimizer.RowOptimizer):
+class Adam(Optimizer):
     r"""Adam, Algorithm 1 of Kingma & Ba, with right and row-cost embeddings.
 
     ```
@@ -98,7 +99,8 @@ class Adam(optimizer.RowOptimizer):
         ValueError: An argument is outside its range, or `sparse_updates="exact"`
             does not hold for these betas.
         NotImplementedError: Several replicas of a strategy that is not a
-            `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`.
+            `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`; or
+            `sparse_updates="lazy"` with Keras on JAX, where gradients are dense.
 
     Source: arXiv 1412.6980, Algorithm 1 and sections 2, 3 and 4.
     """
@@ -145,17 +147,17 @@ class Adam(optimizer.RowOptimizer):
         hats = [self._velocity_hats[i]] if self.amsgrad else []
         return [self._momentums[i], self._velocities[i], *hats]
 
-    def _scalars(self, step: update.Step) -> AdamScalars:
-        c_1 = c_2 = tf.ones_like(step.t)
+    def _scalars(self, step: Step) -> AdamScalars:
+        c_1 = c_2 = ops.ones_like(step.t)
         if self.bias_correction:
             c_1 = step.correction_1
-            c_2 = tails.one_minus_power(step.beta_2, step.t)
+            c_2 = one_minus_power(step.beta_2, step.t)
         return AdamScalars(
-            alpha=step.alpha * tf.sqrt(c_2) / c_1,
+            alpha=step.alpha * ops.sqrt(c_2) / c_1,
             epsilon=self.epsilon
-            * (tf.ones_like(c_2) if self.epsilon_hat else tf.sqrt(c_2)),
+            * (ops.ones_like(c_2) if self.epsilon_hat else ops.sqrt(c_2)),
             one_minus_beta_1=step.one_minus_beta_1,
-            one_minus_beta_2=tf.constant(1 - step.beta_2, step.t.dtype),
+            one_minus_beta_2=ops.convert_to_tensor(1 - step.beta_2, step.t.dtype),
         )
 
     def _make_plan(self, beta_1: float) -> tails.Plan:

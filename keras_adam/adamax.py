@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from keras_adam import optimizer, tails, update
+from keras_adam.backend import Optimizer, tails, tf
+from keras_adam.base import Step
 
 
 class AdaMaxScalars(NamedTuple):
@@ -26,8 +27,8 @@ def adamax(
     """One step of Algorithm 2."""
     m, u = state
     m = m + (g - m) * s.one_minus_beta_1
-    u = tf.maximum(s.beta_2 * u, tf.abs(g))
-    return theta - s.alpha * tf.math.divide_no_nan(m, u), (m, u)
+    u = ops.maximum(s.beta_2 * u, ops.abs(g))
+    return theta - s.alpha * ops.divide_no_nan(m, u), (m, u)
 
 
 def adamax_tail(
@@ -36,11 +37,11 @@ def adamax_tail(
     """What `adamax` with g = 0 takes off theta in all steps since the last update."""
     m, u = state
     [[c]] = owed.polynomials
-    return c * tf.math.divide_no_nan(m, u)
+    return c * ops.divide_no_nan(m, u)
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
-class AdaMax(optimizer.RowOptimizer):
+class AdaMax(Optimizer):
     r"""AdaMax, Algorithm 2 of Kingma & Ba, with right and row-cost embeddings.
 
     ```
@@ -72,7 +73,8 @@ class AdaMax(optimizer.RowOptimizer):
         ValueError: An argument is outside its range, or `sparse_updates="exact"`
             does not hold for these betas.
         NotImplementedError: Several replicas of a strategy that is not a
-            `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`.
+            `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`; or
+            `sparse_updates="lazy"` with Keras on JAX, where gradients are dense.
 
     Source: arXiv 1412.6980, Algorithm 2 and section 7.1.
     """
@@ -98,11 +100,11 @@ class AdaMax(optimizer.RowOptimizer):
     def _state(self, i: int) -> list[Any]:
         return [self._m[i], self._u[i]]
 
-    def _scalars(self, step: update.Step) -> AdaMaxScalars:
+    def _scalars(self, step: Step) -> AdaMaxScalars:
         return AdaMaxScalars(
             alpha=step.alpha / step.correction_1,
             one_minus_beta_1=step.one_minus_beta_1,
-            beta_2=tf.constant(step.beta_2, step.t.dtype),
+            beta_2=ops.convert_to_tensor(step.beta_2, step.t.dtype),
         )
 
     def _make_plan(self, beta_1: float) -> tails.Plan:

@@ -13,9 +13,8 @@ import tensorflow as tf
 
 from keras_adam.adam import Adam
 from keras_adam.adamax import AdaMax
+from keras_adam.base import Step, one_minus_power
 from keras_adam.exact import native
-from keras_adam.tails import one_minus_power
-from keras_adam.update import Step
 
 __all__ = ["StepDiagnostics"]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from keras_adam import ledger
-from keras_adam.optimizer import RowOptimizer
+from keras_adam.backend import Optimizer, ledger, tf
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -49,7 +47,7 @@ class Embedding(keras.layers.Embedding):
     def call(self, inputs: Any) -> Any:
         table = getattr(self, "_embeddings", None)
         native = table.value if isinstance(table, keras.Variable) else table
-        special = self.lora_enabled or self.quantization_mode is not None
+        special = self.lora_enabled or self.quantization_mode is not None or tf is None
         if special or not isinstance(native, tf.Variable):
             return super().call(inputs)
         if isinstance(inputs, tf.RaggedTensor):
@@ -71,7 +69,7 @@ class Embedding(keras.layers.Embedding):
         self._maybe_reset_call_context()
         optimizer = getattr(model, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(optimizer, RowOptimizer) and not optimizer.built:
+        if isinstance(optimizer, Optimizer) and not optimizer.built:
             # Where Keras only looks for shapes, new variables would have no value.
             with keras.StatelessScope(initialize_variables=False) as scope:
                 for_shapes = scope.original_scope is not None

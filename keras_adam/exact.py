@@ -11,32 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_adam import ledger, rows
+from keras_adam.base import check_range, rounded, state_dtype
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
-
-
-def state_dtype(dtype: Any) -> str:
-    """The dtype of moments and arithmetic: at least float32."""
-    dtype = keras.backend.standardize_dtype(dtype)
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
 def state_name(variable: Any, kind: str) -> str:
     """The name of a variable's state of this kind, as Keras's names are."""
     path = getattr(variable, "path", variable.name)
     return f"{path.replace('/', '_').replace(':', '_')}_{kind}"
-
-
-def check_range(name: str, value: float) -> None:
-    if not 0 <= np.float32(value) < 1:
-        raise ValueError(
-            f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
-            "It is the share of the old average that each step keeps."
-        )
 
 
 def tf_variable(variable: Any) -> Any:
@@ -47,15 +33,6 @@ def tf_variable(variable: Any) -> Any:
 def native(variable: Any) -> Any:
     """The same, and of one with a copy for each replica, this replica's."""
     return rows.local(tf_variable(variable))
-
-
-def rounded(dtype: str, beta: float) -> float:
-    """A beta as a kernel takes it, in the variable's dtype.
-
-    One that knows 0.999 as 0.99900001 is Adam for that beta, and needs its
-    correction.
-    """
-    return float(np.dtype(dtype).type(beta))
 
 
 def _constrained(variable: Any) -> bool:

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_adam import rows, tails
+from keras_adam.base import share
 from keras_adam.tails import Plan
 
 # Steps a history goes back. `sweep` lets no row stay behind for longer.
@@ -159,14 +160,14 @@ def _average(
     new: Any,
 ) -> Any:
     dtype, rank = average.dtype, len(average.shape)
-    weight = tf.cast(tails.share(momentum, gap, t), dtype)
+    weight = tf.cast(share(momentum, gap, t), dtype)
     weight = tf.reshape(weight, [-1] + [1] * (rank - 1))
     average += (tf.cast(theta, dtype) - average) * weight
     if plan is not None:
         owed = tails.owed(plan, history, gap, None, rank, dtype, t)
         average -= tail(plan, state, owed)
     if new is not None:
-        weight = tf.cast(tails.share(momentum, 1, t + 1), dtype)
+        weight = tf.cast(share(momentum, 1, t + 1), dtype)
         average += (tf.cast(new, dtype) - average) * weight
     return average
 

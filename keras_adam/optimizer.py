@@ -1,12 +1,11 @@
-"""The way of a gradient from Keras to a rule.
+"""The way of a gradient from Keras to a rule, of rows or dense, on TensorFlow.
 
-The only file that knows the internals of Keras's optimizers.
+With `dense.py`, the only file that knows the internals of Keras's optimizers.
 """
 
 from __future__ import annotations
 
 import types
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,29 +14,14 @@ import tensorflow as tf
 
 from keras_adam import ledger, rows
 from keras_adam.averaging import Averages
-from keras_adam.exact import (
-    ExactRows,
-    check_range,
-    native,
-    rounded,
-    state_dtype,
-    state_name,
-    tf_variable,
-)
+from keras_adam.base import BaseOptimizer, state_dtype
+from keras_adam.exact import ExactRows, native, state_name, tf_variable
 from keras_adam.rows import Rows
-from keras_adam.tails import Plan, one_minus_power
-from keras_adam.update import (
-    Rule,
-    Step,
-    compile_assign,
-    takes_kernel,
-    update,
-)
-
-SPARSE_UPDATES = ("exact", "lazy", "dense")
+from keras_adam.tails import Plan
+from keras_adam.update import Rule, compile_assign, takes_kernel, update
 
 
-class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
+class RowOptimizer(Averages, ExactRows, BaseOptimizer):
     """What Adam and AdaMax share: all but the rule.
 
     A gradient's way: repeated ids are summed; then it is unscaled, accumulated,
@@ -74,47 +58,12 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
 
     rule: Rule
 
-    def __init__(
-        self,
-        learning_rate: Any,
-        beta_1: float | Callable[[Any], Any],
-        beta_2: float,
-        sparse_updates: str,
-        **base: Any,
-    ) -> None:
-        if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
-            raise ValueError(
-                "`learning_rate` must not be negative: the step already goes down "
-                f"the gradient. Received: learning_rate={learning_rate!r}."
-            )
-        if not callable(beta_1):
-            check_range("beta_1", beta_1)
-        check_range("beta_2", beta_2)
-        if sparse_updates not in SPARSE_UPDATES:
-            raise ValueError(
-                f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
-                f"sparse_updates={sparse_updates!r}."
-            )
-        super().__init__(learning_rate=learning_rate, **base)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.sparse_updates = sparse_updates
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # Whether there are several, each with copies of all variables.
         self._replicas: bool = self._distribution_strategy.num_replicas_in_sync > 1
 
     # What a subclass gives.
-
-    def _build_state(self, variables: list[Any]) -> None:
-        """Creates the state variables."""
-        raise NotImplementedError
-
-    def _state(self, i: int) -> list[Any]:
-        """The state variables of the i-th variable."""
-        raise NotImplementedError
-
-    def _scalars(self, step: Step) -> Any:
-        """The rule's last argument."""
-        raise NotImplementedError
 
     def _make_plan(self, beta_1: float) -> Plan:
         """What the tails look like, beta_1 being at most this."""
@@ -141,20 +90,8 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         """Creates the state, all 0."""
         if self.built:
             return
-        for v in variables:
-            if "float" not in keras.backend.standardize_dtype(v.dtype):
-                raise ValueError(
-                    "Only variables of a float dtype can be trained. Received: "
-                    f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
-                )
         self._check_strategy()
         super().build(variables)
-        self._build_state(variables)
-        if callable(self.beta_1):
-            dtypes = {state_dtype(v.dtype) for v in variables}
-            self._correction_1 = self.add_variable(
-                (), dtype=max(dtypes), name="beta_1_correction"
-            )
         self._touched = []
         if self.gradient_accumulation_steps and self.sparse_updates != "dense":
             self._touched = [
@@ -216,13 +153,6 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         return self.weight_decay is not None and self._use_weight_decay(
             tf_variable(variable)
         )
-
-    def add_variable(
-        self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
-    ) -> Any:
-        # Averages need the digits that a half-precision weight does without.
-        dtype = state_dtype(dtype or keras.backend.floatx())
-        return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
 
     def _var_key(self, variable: Any) -> Any:
         return super()._var_key(tf_variable(variable))
@@ -320,30 +250,10 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
 
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
         if callable(self.beta_1):
-            # The recurrence of m for gradients of 1 gives 1 - prod(beta_1,i).
-            c = native(self._correction_1)
-            c.assign_add((1 - c) * (1 - tf.cast(self._beta_1(), c.dtype)))
+            self._count_beta_1(native(self._correction_1))
         self._backend_update_step(
             self._clip_gradients(grads), variables, self.learning_rate
         )
-
-    def _beta_1(self) -> Any:
-        assert callable(self.beta_1)
-        return self.beta_1(self.iterations)
-
-    def _step(self, learning_rate: Any, dtype: str, kernel: bool) -> Step:
-        t = tf.cast(self.iterations, dtype) + 1
-        alpha = tf.cast(learning_rate, dtype)
-        beta_1, beta_2 = self.beta_1, self.beta_2
-        if kernel:
-            beta_2 = rounded(dtype, beta_2)
-        if callable(beta_1):
-            c_1 = tf.cast(self._correction_1, dtype)
-            return Step(alpha, 1 - tf.cast(self._beta_1(), dtype), c_1, beta_2, t)
-        if kernel:
-            beta_1 = rounded(dtype, beta_1)
-        one_minus_beta_1 = tf.constant(1 - beta_1, dtype)
-        return Step(alpha, one_minus_beta_1, one_minus_power(beta_1, t), beta_2, t)
 
     def _backend_update_step(
         self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any
@@ -389,75 +299,25 @@ class RowOptimizer(Averages, ExactRows, keras.optimizers.Optimizer):
         self.settle()
         super().save_own_variables(store)
 
-    def load_own_variables(self, store: Any) -> None:
-        """Loads a state, also one that was saved in another mode, or by Keras.
+    def _row_state(self) -> list[Any]:
+        return [*self._touched, *(x for x in self._last if x is not None)]
 
-        Saved rows are up to date, so all they lack is the step of their update; and
-        rows have accumulated gradients, where sums are not 0.
-        """
-        own = self.variables if self.built else []
-        last = [x for x in self._last if x is not None] if self.built else []
-        shared = len(own) - len(self._touched) - len(last) if self.built else 0
-        stored = [store[str(i)] for i in range(len(store.keys()))]
-        more = stored[shared:]
-        while more and more[-1].dtype in ("uint32", "int64"):  # its `last`
-            more.pop()
-        firsts = [v.shape[:1] for v in self._trainable_variables]
-        fits = _shapes(own[:shared]) == _shapes(stored[:shared])
-        fits = fits and _shapes(more) in ([], list(map(tuple, firsts)))
-        if not self.built or not fits or _shapes(stored) == _shapes(own):
-            for variable, value in zip(own, stored):
-                # Of as many variables as ours, or Keras tells and skips.
-                if len(own) == len(stored) and variable.shape != tuple(value.shape):
-                    warnings.warn(
-                        f"Skipping variable loading for {self.name}: what was saved "
-                        f"for {variable.path} has the shape {tuple(value.shape)} and "
-                        f"not {variable.shape}, as if of another optimizer.",
-                        stacklevel=2,
-                    )
-                    return
-            super().load_own_variables(store)
-            return
-        for variable, value in zip(own[:shared], stored):
-            variable.assign(value)
+    def _load_row_state(self, marks: list[Any]) -> None:
+        # Rows have accumulated gradients where sums are not 0, and what is saved is
+        # up to date: all it lacks is the step of each row's update.
         for i, mark in enumerate(self._touched):
             total = native(self._accumulated_gradients[i])
             axes = list(range(1, len(total.shape)))
             some = tf.reduce_any(total != 0, axis=axes) if axes else total != 0
-            mark.assign(more[i] if more else tf.cast(some, mark.dtype))
-        for x in last:
-            x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
+            mark.assign(marks[i] if marks else tf.cast(some, mark.dtype))
+        for x in self._last:
+            if x is not None:
+                x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
 
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Any
     ) -> None:
         self._on_each_replica(lambda: self._overwrite(trainable_variables))
-
-    # Serialization.
-
-    def get_config(self) -> dict[str, Any]:
-        beta_1 = self.beta_1
-        if callable(beta_1):
-            beta_1 = keras.saving.serialize_keras_object(beta_1)
-        return {
-            **super().get_config(),
-            "beta_1": beta_1,
-            "beta_2": self.beta_2,
-            "sparse_updates": self.sparse_updates,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        config = dict(config)
-        if isinstance(config.get("beta_1"), dict):
-            config["beta_1"] = keras.saving.deserialize_keras_object(
-                config["beta_1"], custom_objects=custom_objects
-            )
-        return super().from_config(config, custom_objects=custom_objects)
-
-
-def _shapes(variables: Any) -> list[tuple[int, ...]]:
-    return [tuple(v.shape) for v in variables]
 
 
 def _cast(g: Any, dtype: str) -> Any:

@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_adam.base import share
+
 # A tail's error as a share of itself: of the polynomial, and of the window.
 POLYNOMIAL = 1e-6
 FORGOTTEN = 1e-8
@@ -39,25 +41,11 @@ MOST_NODES = 16
 LONGEST_WINDOW = 32768
 
 
-def one_minus_power(beta: float, t: tf.Tensor) -> tf.Tensor:
-    """1 - beta^t; the direct form loses the first steps' digits in float32."""
-    return -tf.math.expm1(t * math.log(beta)) if beta else tf.ones_like(t)
-
-
 def power(beta: float, t: tf.Tensor) -> tf.Tensor:
     """beta^t, 0^0 = 1."""
     if beta:
         return tf.exp(t * math.log(beta))
     return tf.where(t > 0, tf.zeros_like(t), tf.ones_like(t))
-
-
-def share(momentum: float, n: Any, t: tf.Tensor) -> tf.Tensor:
-    """What the last n of t steps weigh in the average of section 7.2."""
-    n, t = tf.cast(n, t.dtype), tf.maximum(t, 1)
-    if momentum == 1:
-        return n / t
-    weight = one_minus_power(momentum, n) / one_minus_power(momentum, t)
-    return tf.where(n > 0, weight, tf.zeros_like(weight))
 
 
 @dataclasses.dataclass(frozen=True)

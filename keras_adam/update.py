@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
 from keras_adam import rows
 from keras_adam.rows import Rows
-
-
-class Step(NamedTuple):
-    """What every rule needs to know of the step at hand; scalars."""
-
-    alpha: tf.Tensor
-    one_minus_beta_1: tf.Tensor
-    correction_1: tf.Tensor  # 1 - beta_1^t, or 1 - prod(beta_1,i)
-    beta_2: float
-    t: tf.Tensor  # counted from 1
-
 
 # (theta, g, state, scalars) -> (theta, state), of tensors.
 Rule = Callable[[Any, Any, Sequence[Any], Any], tuple[Any, Sequence[Any]]]

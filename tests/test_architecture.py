@@ -30,11 +30,21 @@ def test_no_private_imports(path):
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.name)
-def test_one_file_knows_keras_internals(path):
-    """Only optimizer.py calls what Keras's base optimizer keeps to itself."""
+def test_few_files_know_keras_internals(path):
+    """Only the ways of a gradient call what Keras's base optimizer keeps to itself."""
     internals = ("_backend_", "_clip_gradients", "_use_weight_decay", "_iterations")
-    if path.name != "optimizer.py":
+    if path.name not in ("optimizer.py", "dense.py"):
         assert not [name for name in internals if name in path.read_text()]
+
+
+def test_one_file_chooses_by_backend():
+    """And what runs on JAX imports TensorFlow nowhere else."""
+    common = ("__init__", "adam", "adamax", "base", "dense", "embedding", "schedules")
+    for path in PACKAGE:
+        if path.stem in common:
+            assert "tensorflow" not in imports(path)
+        chooses = "backend.backend()" in path.read_text()
+        assert chooses == (path.stem == "backend")
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.name)

@@ -1,4 +1,4 @@
-"""Compiles a `tf.function` for a TPU that is not there.
+"""Compiles a `tf.function`, or a function of JAX, for a TPU that is not there.
 
 Google's compiler (the `libtpu` wheel) runs on any machine. Nothing is executed: what
 comes out shows that a step compiles, which memory it reuses, and what it copies; it
@@ -97,6 +97,32 @@ def compile_for(chip: str, f: Callable[..., Any], *args: Any) -> Compiled:
             to.client, module, xla_client.DeviceList((to,)), options, []
         )
         seconds = time.perf_counter() - start
+    return _read(program, seconds)
+
+
+def compile_on_jax_for(chip: str, f: Callable[..., Any], state: Any, data: Any):
+    """Compiles `f(state, data)`, whose state is donated, for one TPU.
+
+    Args:
+        chip: One of `CHIPS`.
+        f: What to compile, a function of JAX.
+        state, data: Lists and tuples of arrays that it could be called with.
+    """
+    placed = jax.sharding.SingleDeviceSharding(device(chip))
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+    jitted = jax.jit(f, donate_argnums=0)
+    lowered = jitted.trace(*jax.tree.map(shape, (state, data))).lower(
+        lowering_platforms=("tpu",)
+    )
+    start = time.perf_counter()
+    program = lowered.compile().runtime_executable()
+    return _read(program, time.perf_counter() - start)
+
+
+def _read(program: Any, seconds: float) -> Compiled:
     text = program.hlo_modules()[0].to_string()
     memory = program.get_compiled_memory_stats()
     head = text.split("\n", 1)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 
 import aot
+import jax_steps
 import steps
 
 from keras_adam import rows
@@ -26,6 +27,15 @@ are of whole tables, or dense variables, into another layout.
 """
 
 
+def line(
+    name: str, chip: str, seconds: float, aliased: float, temporary: float, copies: int
+) -> str:
+    return (
+        f"| {name} | {chip} | {seconds:.1f} s | {aliased:.3f} "
+        f"| {temporary / 1e6:,.2f} MB | {copies} |\n"
+    )
+
+
 def main() -> None:
     rows.on_tpu = lambda: True
     lines = []
@@ -34,12 +44,15 @@ def main() -> None:
             program = make()
             compiled = aot.compile_for(chip, program.f, *program.args)
             copies = sum(compiled.copies(*shape) for shape in program.tables)
-            lines.append(
-                f"| {name} | {chip} | {compiled.seconds:.1f} s "
-                f"| {compiled.alias_bytes / program.state_bytes:.3f} "
-                f"| {compiled.temporary_bytes / 1e6:,.2f} MB | {copies} |\n"
-            )
+            aliased = compiled.alias_bytes / program.state_bytes
+            temporary = compiled.temporary_bytes
+            lines.append(line(name, chip, compiled.seconds, aliased, temporary, copies))
             print(lines[-1], end="", flush=True)
+    for x in jax_steps.run():
+        aliased = x["alias_bytes"] / x["state_bytes"]
+        figures = x["seconds"], aliased, x["temporary_bytes"], x["copies"]
+        lines.append(line(x["name"], x["chip"], *figures))
+        print(lines[-1], end="", flush=True)
     head = HEAD.format(rows=steps.ROWS, ids=steps.IDS)
     pathlib.Path(__file__).with_name("README.md").write_text(head + "".join(lines))
 

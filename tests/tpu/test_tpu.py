@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("libtpu", reason='needs `pip install ".[tpu]"`')
 
 import aot
+import jax_steps
 import steps
 import tensorflow as tf
 
@@ -62,6 +63,19 @@ def test_rows_of_other_widths(name, chip):
     [shape] = program.tables
     best = name in ("rows of 64, Adam, exact", "rows of 200, Adam, exact")
     assert compiled.copies(*shape) <= (1 if best else 6)
+
+
+def test_on_jax():
+    """A whole train step of Keras on JAX: all is donated; no table is copied."""
+    lines = jax_steps.run()
+    assert len(lines) == 3 * len(aot.CHIPS)
+    for line in lines:
+        assert line["alias_bytes"] >= line["state_bytes"], line
+        assert line["new_results"] == 1, line  # the loss
+        assert line["copies"] == 0, line
+        # The gradient, which JAX makes as large as the table, and the update.
+        assert line["fusions"] == 2, line
+        assert line["temporary_bytes"] < jax_steps.TABLE_BYTES + 2e6, line
 
 
 @CHIPS

@@ -1,0 +1,227 @@
+"""What Adam and AdaMax share on every backend: arguments, state, a step's scalars."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+SPARSE_UPDATES = ("exact", "lazy", "dense")
+
+
+class Step(NamedTuple):
+    """What every rule needs to know of the step at hand; scalars."""
+
+    alpha: Any
+    one_minus_beta_1: Any
+    correction_1: Any  # 1 - beta_1^t, or 1 - prod(beta_1,i)
+    beta_2: float
+    t: Any  # counted from 1
+
+
+def state_dtype(dtype: Any) -> str:
+    """The dtype of moments and arithmetic: at least float32."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def check_range(name: str, value: float) -> None:
+    if not 0 <= np.float32(value) < 1:
+        raise ValueError(
+            f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
+            "It is the share of the old average that each step keeps."
+        )
+
+
+def rounded(dtype: str, beta: float) -> float:
+    """A beta as a kernel takes it, in the variable's dtype.
+
+    One that knows 0.999 as 0.99900001 is Adam for that beta, and needs its
+    correction.
+    """
+    return float(np.dtype(dtype).type(beta))
+
+
+def one_minus_power(beta: float, t: Any) -> Any:
+    """1 - beta^t; the direct form loses the first steps' digits in float32."""
+    return -keras.ops.expm1(t * math.log(beta)) if beta else keras.ops.ones_like(t)
+
+
+def share(momentum: float, n: Any, t: Any) -> Any:
+    """What the last n of t steps weigh in the average of section 7.2."""
+    n, t = keras.ops.cast(n, t.dtype), keras.ops.maximum(t, 1)
+    if momentum == 1:
+        return n / t
+    weight = one_minus_power(momentum, n) / one_minus_power(momentum, t)
+    return keras.ops.where(n > 0, weight, keras.ops.zeros_like(weight))
+
+
+class BaseOptimizer(keras.optimizers.Optimizer):
+    """What Adam and AdaMax share, but for the way of a gradient to the rule.
+
+    A subclass gives `_build_state`, `_state` and `_scalars`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        beta_1: float | Callable[[Any], Any],
+        beta_2: float,
+        sparse_updates: str,
+        **base: Any,
+    ) -> None:
+        if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
+            raise ValueError(
+                "`learning_rate` must not be negative: the step already goes down "
+                f"the gradient. Received: learning_rate={learning_rate!r}."
+            )
+        if not callable(beta_1):
+            check_range("beta_1", beta_1)
+        check_range("beta_2", beta_2)
+        if sparse_updates not in SPARSE_UPDATES:
+            raise ValueError(
+                f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
+                f"sparse_updates={sparse_updates!r}."
+            )
+        super().__init__(learning_rate=learning_rate, **base)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.sparse_updates = sparse_updates
+
+    # What a subclass gives.
+
+    def _build_state(self, variables: list[Any]) -> None:
+        """Creates the state variables."""
+        raise NotImplementedError
+
+    def _state(self, i: int) -> list[Any]:
+        """The state variables of the i-th variable."""
+        raise NotImplementedError
+
+    def _scalars(self, step: Step) -> Any:
+        """The rule's last argument."""
+        raise NotImplementedError
+
+    # State.
+
+    def build(self, variables: list[Any]) -> None:
+        """Creates the state, all 0."""
+        if self.built:
+            return
+        for v in variables:
+            if "float" not in keras.backend.standardize_dtype(v.dtype):
+                raise ValueError(
+                    "Only variables of a float dtype can be trained. Received: "
+                    f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
+                )
+        super().build(variables)
+        self._build_state(variables)
+        if callable(self.beta_1):
+            dtypes = {state_dtype(v.dtype) for v in variables}
+            self._correction_1 = self.add_variable(
+                (), dtype=max(dtypes), name="beta_1_correction"
+            )
+
+    def add_variable(
+        self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
+    ) -> Any:
+        # Averages need the digits that a half-precision weight does without.
+        dtype = state_dtype(dtype or keras.backend.floatx())
+        return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
+
+    def _row_state(self) -> list[Any]:
+        """The last of `variables`: a vector for some tables each, by mode."""
+        return []
+
+    def _load_row_state(self, marks: list[Any]) -> None:
+        """Sets it, after all else was loaded.
+
+        Args:
+            marks: Of each variable's rows, whether they have accumulated gradients;
+                empty, if that was not saved.
+        """
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads a state, also one that was saved in another mode, or by Keras."""
+        own = self.variables if self.built else []
+        shared = len(own) - len(self._row_state()) if self.built else 0
+        stored = [store[str(i)] for i in range(len(store.keys()))]
+        marks = stored[shared:]
+        while marks and marks[-1].dtype in ("uint32", "int64"):  # exact mode's steps
+            marks.pop()
+        firsts = [tuple(v.shape[:1]) for v in self._trainable_variables]
+        fits = _shapes(own[:shared]) == _shapes(stored[:shared])
+        fits = fits and _shapes(marks) in ([], firsts)
+        if not self.built or not fits or _shapes(stored) == _shapes(own):
+            for variable, value in zip(own, stored):
+                # Of as many variables as ours, or Keras tells and skips.
+                if len(own) == len(stored) and variable.shape != tuple(value.shape):
+                    warnings.warn(
+                        f"Skipping variable loading for {self.name}: what was saved "
+                        f"for {variable.path} has the shape {tuple(value.shape)} and "
+                        f"not {variable.shape}, as if of another optimizer.",
+                        stacklevel=2,
+                    )
+                    return
+            super().load_own_variables(store)
+            return
+        for variable, value in zip(own[:shared], stored):
+            variable.assign(value)
+        self._load_row_state(marks)
+
+    # A step's scalars.
+
+    def _beta_1(self) -> Any:
+        assert callable(self.beta_1)
+        return self.beta_1(self.iterations)
+
+    def _count_beta_1(self, correction: Any) -> None:
+        """Counts the step at hand in 1 - prod(beta_1,i)."""
+        # What the recurrence of m gives for gradients of 1.
+        c = keras.ops.convert_to_tensor(correction)
+        correction.assign(c + (1 - c) * (1 - keras.ops.cast(self._beta_1(), c.dtype)))
+
+    def _step(self, learning_rate: Any, dtype: str, kernel: bool = False) -> Step:
+        t = keras.ops.cast(self.iterations, dtype) + 1
+        alpha = keras.ops.convert_to_tensor(learning_rate, dtype)
+        beta_1, beta_2 = self.beta_1, self.beta_2
+        if kernel:
+            beta_2 = rounded(dtype, beta_2)
+        if callable(beta_1):
+            c_1 = keras.ops.cast(self._correction_1, dtype)
+            rest = 1 - keras.ops.cast(self._beta_1(), dtype)
+            return Step(alpha, rest, c_1, beta_2, t)
+        if kernel:
+            beta_1 = rounded(dtype, beta_1)
+        rest = keras.ops.convert_to_tensor(1 - beta_1, dtype)
+        return Step(alpha, rest, one_minus_power(beta_1, t), beta_2, t)
+
+    # Serialization.
+
+    def get_config(self) -> dict[str, Any]:
+        beta_1 = self.beta_1
+        if callable(beta_1):
+            beta_1 = keras.saving.serialize_keras_object(beta_1)
+        return {
+            **super().get_config(),
+            "beta_1": beta_1,
+            "beta_2": self.beta_2,
+            "sparse_updates": self.sparse_updates,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        config = dict(config)
+        if isinstance(config.get("beta_1"), dict):
+            config["beta_1"] = keras.saving.deserialize_keras_object(
+                config["beta_1"], custom_objects=custom_objects
+            )
+        return super().from_config(config, custom_objects=custom_objects)
+
+
+def _shapes(variables: Any) -> list[tuple[int, ...]]:
+    return [tuple(v.shape) for v in variables]

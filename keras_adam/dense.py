@@ -1,0 +1,119 @@
+"""The way of a gradient from Keras to a rule on JAX, where all gradients are dense.
+
+With `optimizer.py`, the only file that knows the internals of Keras's optimizers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+from keras_adam.base import BaseOptimizer, share, state_dtype
+
+
+class DenseOptimizer(BaseOptimizer):
+    """What `keras_adam.optimizer.RowOptimizer` is on TensorFlow, for dense gradients.
+
+    JAX has no sparse gradients: that of an embedding is as large as its table, and a
+    step moves every row, which is what `sparse_updates="exact"` and "dense" promise.
+    "lazy" would move other rows than on TensorFlow, and raises an error.
+
+    A gradient's way: it is unscaled, accumulated, clipped; then weight decay, the rule,
+    the average of section 7.2. All in the state's dtype, and cast once at the end.
+    """
+
+    rule: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.sparse_updates == "lazy":
+            raise NotImplementedError(
+                '`sparse_updates="lazy"` needs sparse gradients, and Keras on JAX '
+                "gives dense ones, which move every row. Received: "
+                'sparse_updates="lazy". Use "exact", or the TensorFlow backend.'
+            )
+
+    def _check_exact(self) -> None:
+        """Exact mode holds for all betas where every step is a dense one."""
+
+    def _overwrite_variables_directly_with_gradients(
+        self, grads: Any, variables: Any
+    ) -> tuple[list[Any], list[Any]]:
+        # The first place Keras gives after `build` and before it scales.
+        grads, variables = super()._overwrite_variables_directly_with_gradients(
+            grads, variables
+        )
+        pairs = zip(grads, variables)
+        return [ops.cast(g, state_dtype(v.dtype)) for g, v in pairs], variables
+
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        steps = self.gradient_accumulation_steps
+        if not steps:
+            self._update(grads, trainable_variables)
+            return
+        # JAX has no branch that writes: take the step, and back if it was none.
+        done = (self._iterations + 1) % steps == 0
+        sums = self._accumulated_gradients
+        for g, v in zip(grads, trainable_variables):
+            total = sums[self._get_variable_index(v)]
+            total.assign(total + g)
+        means = [sums[self._get_variable_index(v)] / steps for v in trainable_variables]
+        skip = {id(x) for x in (self._iterations, *sums)}
+        state = [*self._trainable_variables, *self.variables]
+        before = [(x, x.value) for x in state if id(x) not in skip]
+        self._update(means, trainable_variables)
+        for x, old in before:
+            x.assign(ops.where(done, x.value, old))
+        for total in sums:
+            if total is not None:
+                total.assign(ops.where(done, 0.0, total.value))
+
+    def _update(self, grads: list[Any], variables: list[Any]) -> None:
+        if callable(self.beta_1):
+            self._count_beta_1(self._correction_1)
+        self._backend_update_step(
+            self._clip_gradients(grads), variables, self.learning_rate
+        )
+        if self.use_ema:
+            self._average()
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One step of the rule on one variable."""
+        step = self._step(learning_rate, state_dtype(variable.dtype))
+        theta = ops.cast(variable, gradient.dtype)
+        if self.weight_decay is not None and self._use_weight_decay(variable):
+            theta = theta - theta * (step.alpha * self.weight_decay)
+        state = self._state(self._get_variable_index(variable))
+        values = [ops.convert_to_tensor(x) for x in state]
+        theta, values = self.rule(theta, gradient, values, self._scalars(step))
+        for x, value in zip((variable, *state), (theta, *values)):
+            x.assign(ops.cast(value, x.dtype))
+
+    def _average(self) -> None:
+        t = self.iterations + 1
+        for variable, average in zip(
+            self._trainable_variables, self._model_variables_moving_average
+        ):
+            if average is None:
+                continue
+            theta = ops.convert_to_tensor(variable)
+            if getattr(variable, "constraint", None) is not None:
+                theta = variable.constraint(theta)  # as Keras will after the step
+            old = ops.convert_to_tensor(average)
+            weight = share(self.ema_momentum, 1, ops.cast(t, old.dtype))
+            average.assign(old + (ops.cast(theta, old.dtype) - old) * weight)
+            if self.ema_overwrite_frequency:
+                overwrite = t % self.ema_overwrite_frequency == 0
+                new = ops.cast(average, theta.dtype)
+                variable.assign(ops.where(overwrite, new, variable.value))
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        if self.use_ema and self.built and int(ops.convert_to_tensor(self.iterations)):
+            known = self._trainable_variables_indices
+            super().finalize_variable_values(
+                [v for v in var_list if self._var_key(v) in known]
+            )
+
+    def settle(self) -> None:
+        """Nothing: on JAX every step moves all rows."""
