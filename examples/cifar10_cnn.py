@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import data
+import devices
 import experiment
 import keras
 from absl import app, flags
@@ -105,6 +106,7 @@ def diagnose(train: Callable[..., Any], size: int) -> None:
 
 
 def main(_) -> None:
+    devices.use()
     x, y = data.images("cifar10", FLAGS.limit)
     x = data.whiten(x).reshape(-1, 32, 32, 3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -83,10 +83,12 @@ def bag_of_words(texts: np.ndarray, vocabulary: int) -> np.ndarray:
     and column 0 is empty.
     """
     layer = keras.layers.TextVectorization(max_tokens=vocabulary)
-    layer.adapt(texts, batch_size=1024)
+    with keras.device("cpu"):  # the one that knows strings
+        layer.adapt(texts, batch_size=1024)
     bags = np.zeros([len(texts), vocabulary], np.uint16)
     for start in range(0, len(texts), 1024):
-        ids = layer(texts[start : start + 1024]).numpy()
+        with keras.device("cpu"):
+            ids = layer(texts[start : start + 1024]).numpy()
         part = bags[start : start + 1024]
         np.add.at(part, (np.arange(len(ids))[:, None], ids), 1)
     bags[:, 0] = 0  # the padding

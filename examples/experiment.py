@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import devices
 import keras
 import matplotlib
 import numpy as np
@@ -56,8 +57,6 @@ XLABELS = {"epoch": "passes over the data", "seconds": "seconds of training"}
 # Of each setting, of each optimizer: the rows of its curve, an epoch each.
 Panels = dict[str, dict[str, list[dict[str, float]]]]
 
-JIT = {"auto": "auto", "true": True, "false": False}
-
 
 def define_common(values: flags.FlagValues = FLAGS, *, epochs: int) -> None:
     """Flags of all; not at import, since several examples may be imported at once."""
@@ -65,7 +64,7 @@ def define_common(values: flags.FlagValues = FLAGS, *, epochs: int) -> None:
     flags.DEFINE_integer("epochs", epochs, "Passes over the data.", 1, **to)
     flags.DEFINE_integer("batch_size", 128, "Examples a step.", 1, **to)
     flags.DEFINE_integer("limit", None, "Examples to train on. None: all.", 1, **to)
-    flags.DEFINE_enum("jit", "auto", list(JIT), "jit_compile of model.compile.", **to)
+    devices.define_flags(values)
     flags.DEFINE_integer("seed", 0, "Of weights, batches and dropout.", **to)
     flags.DEFINE_string("output", "results", "Folder for table and picture.", **to)
 
@@ -195,7 +194,7 @@ def fit(
     callbacks: Iterable[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Loss and seconds of each epoch; the last may be NaN, where training ended."""
-    model.compile(optimizer=optimizer, loss=loss, jit_compile=JIT[FLAGS.jit])
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=devices.jit_compile())
     history = model.fit(
         x,
         y,

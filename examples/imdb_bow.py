@@ -17,6 +17,7 @@ ours do not. Writes a table (CSV) and a picture of the training loss to --output
 from __future__ import annotations
 
 import data
+import devices
 import experiment
 import keras
 import numpy as np
@@ -58,6 +59,7 @@ def make_words(vocabulary: int) -> keras.Model:
 
 
 def main(_) -> None:
+    devices.use()
     ((texts, y),) = data.load("imdb_reviews", FLAGS.limit, ["train"])
     bags = data.bag_of_words(texts, FLAGS.vocabulary)
     inputs = {"dense": (bags > 0).astype(np.uint16), "counts": bags}

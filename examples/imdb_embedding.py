@@ -17,14 +17,14 @@ import pathlib
 import time
 
 import data
-import experiment
+import devices
 import keras
 import matplotlib
 import numpy as np
 from absl import app, flags
 
 import keras_adam
-from keras_adam.optimizer import SPARSE_UPDATES
+from keras_adam.base import SPARSE_UPDATES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -62,9 +62,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_integer(
         "limit", None, "Reviews to train on, and to test on. None or 0: all.", 0, **to
     )
-    flags.DEFINE_enum(
-        "jit", "auto", list(experiment.JIT), "jit_compile of model.compile.", **to
-    )
+    devices.define_flags(values)
     flags.DEFINE_integer("seed", 0, "Of weights, batches and dropout.", **to)
     flags.DEFINE_string("output", "results", "Folder for table and picture.", **to)
 
@@ -79,8 +77,9 @@ def vectorize(
     layer = keras.layers.TextVectorization(
         max_tokens=vocabulary, output_sequence_length=sequence_length
     )
-    layer.adapt(train, batch_size=1024)
-    return tuple(layer(texts).numpy().astype(np.int32) for texts in (train, test))
+    with keras.device("cpu"):  # the one that knows strings
+        layer.adapt(train, batch_size=1024)
+        return tuple(layer(texts).numpy().astype(np.int32) for texts in (train, test))
 
 
 def make_optimizer(
@@ -146,6 +145,7 @@ def write(history: dict[str, list[float]], folder: pathlib.Path, title: str) -> 
 
 
 def main(_) -> None:
+    devices.use()
     keras.utils.set_random_seed(FLAGS.seed)
     optimizer = make_optimizer(
         FLAGS.optimizer, FLAGS.learning_rate, FLAGS.sparse_updates
@@ -159,7 +159,7 @@ def main(_) -> None:
         optimizer=optimizer,
         loss="binary_crossentropy",
         metrics=["accuracy"],
-        jit_compile=experiment.JIT[FLAGS.jit],
+        jit_compile=devices.jit_compile(),
     )
     clock = Clock()
     history = model.fit(

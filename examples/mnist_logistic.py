@@ -13,6 +13,7 @@ loss to --output.
 from __future__ import annotations
 
 import data
+import devices
 import experiment
 import keras
 from absl import app, flags
@@ -36,6 +37,7 @@ def make_model(l2: float = 1e-4) -> keras.Model:
 
 
 def main(_) -> None:
+    devices.use()
     x, y = data.images("mnist", FLAGS.limit)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -16,6 +16,7 @@ import pathlib
 import time
 
 import data
+import devices
 import experiment
 import keras
 import numpy as np
@@ -96,6 +97,7 @@ def train_sfo(
 
 
 def main(_) -> None:
+    devices.use()
     x, y = data.images("mnist", FLAGS.limit)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     folder = pathlib.Path(FLAGS.output)

@@ -18,6 +18,7 @@ import math
 import pathlib
 
 import data
+import devices
 import experiment
 import keras
 import numpy as np
@@ -81,6 +82,7 @@ def train(
 
 
 def main(_) -> None:
+    devices.use()
     x, _ = data.images("mnist", FLAGS.limit)
     folder = pathlib.Path(FLAGS.output)
     table = experiment.Table(folder / "mnist_vae.csv")

@@ -118,6 +118,13 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
             tf.distribute.MirroredStrategy,
             tf.distribute.MultiWorkerMirroredStrategy,
         )
+        if isinstance(strategy, tf.distribute.TPUStrategy):
+            raise NotImplementedError(
+                f"{type(self).__name__} does not train with tf.distribute.TPUStrategy. "
+                'Use tf.distribute.OneDeviceStrategy("/TPU:0") and jit_compile=True '
+                "for one core of a TPU, or Keras on JAX with keras.distribution for "
+                "more."
+            )
         if self._replicas and not isinstance(strategy, mirrored):
             raise NotImplementedError(
                 f"{type(self).__name__} trains on several replicas with "

@@ -73,6 +73,15 @@ def test_other_strategies_are_refused(monkeypatch):
         optimizer.build([keras.Variable([1.0])])
 
 
+def test_tpu_strategy_is_refused(monkeypatch):
+    """Also of one replica: its variables are no variables while a step is traced."""
+    optimizer = keras_adam.Adam()
+    strategy = object.__new__(tf.distribute.TPUStrategy)
+    monkeypatch.setattr(optimizer, "_distribution_strategy", strategy)
+    with pytest.raises(NotImplementedError, match=r'OneDeviceStrategy\("/TPU:0"\)'):
+        optimizer.build([keras.Variable([1.0])])
+
+
 def test_a_strategy_of_one_replica():
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():

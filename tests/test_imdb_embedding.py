@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import devices
 import imdb_embedding
 import pytest
 import tensorflow_datasets as tfds
@@ -22,6 +23,7 @@ def run(monkeypatch, tmp_path):
         imdb_embedding.define_flags(values)
         values(["imdb_embedding", f"--output={tmp_path / 'out'}", *args])
         monkeypatch.setattr(imdb_embedding, "FLAGS", values)
+        monkeypatch.setattr(devices, "FLAGS", values)
         imdb_embedding.main([])
         assert (tmp_path / "out/imdb_embedding.png").stat().st_size > 1000
         with open(tmp_path / "out/imdb_embedding.csv", newline="") as file:

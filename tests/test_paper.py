@@ -5,6 +5,7 @@ import math
 
 import cifar10_cnn
 import data
+import devices
 import experiment
 import imdb_bow
 import keras
@@ -41,6 +42,7 @@ def call(monkeypatch, module, *args):
     module.define_flags(values)
     values([module.__name__, *args])
     monkeypatch.setattr(module, "FLAGS", values)
+    monkeypatch.setattr(devices, "FLAGS", values)
     monkeypatch.setattr(experiment, "FLAGS", values)
     module.main([])
 
