@@ -1,4 +1,4 @@
-"""On a GPU, where there is one: what a CPU computes, at the cost of the batch's rows."""
+"""On a GPU, if there is one: what a CPU computes, and at the cost of the rows."""
 
 import time
 
