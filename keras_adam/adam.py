@@ -77,8 +77,8 @@ class Adam(Optimizer):
             rows a batch touches. A row that no batch touches goes on moving by
             its momentum; what that makes is added up when the row is next
             touched (see `keras_adam.tails`), or read by `keras_adam.Embedding`,
-            or for all rows by `settle`. Needs beta_1 < sqrt(beta_2), or with
-            amsgrad beta_1 < 1.
+            or for all rows by `settle`. Needs, on TensorFlow, beta_1 <
+            sqrt(beta_2), or with amsgrad beta_1 < 1.
             `"lazy"`: update m, v and theta of the batch's rows only, with the
             global step's bias correction. Rows not in the batch stand still,
             which is not dense Adam's trajectory.

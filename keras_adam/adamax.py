@@ -64,7 +64,7 @@ class AdaMax(Optimizer):
         beta_2: Decay rate of u, in [0, 1).
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
             gives: `"exact"`, `"lazy"` or `"dense"`, as in `keras_adam.Adam`.
-            `"exact"` needs beta_1 < beta_2.
+            `"exact"` needs beta_1 < beta_2 on TensorFlow.
         **base: Arguments of `keras.optimizers.Optimizer`: see
             `keras_adam.optimizer.RowOptimizer` for what each does, and costs,
             with embeddings.

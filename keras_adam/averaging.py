@@ -24,9 +24,11 @@ import keras
 import tensorflow as tf
 
 from keras_adam import rows
-from keras_adam.base import share
+from keras_adam.base import require_tensorflow, share
 from keras_adam.exact import native, tf_variable
 from keras_adam.rows import Rows
+
+require_tensorflow(__name__)
 
 
 class Averages:

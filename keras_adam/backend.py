@@ -5,7 +5,7 @@ On JAX nothing here imports TensorFlow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -25,11 +25,4 @@ else:
         'variable KERAS_BACKEND to "tensorflow" or "jax" before Keras is imported.'
     )
 
-__all__ = ["Optimizer", "ledger", "needs_tensorflow", "tails", "tf"]
-
-
-def needs_tensorflow(name: str) -> Any:
-    raise AttributeError(
-        f"keras_adam.{name} needs Keras on TensorFlow. Received: the backend "
-        f"{keras.backend.backend()!r}."
-    )
+__all__ = ["Optimizer", "ledger", "tails", "tf"]

@@ -13,6 +13,15 @@ import numpy as np
 SPARSE_UPDATES = ("exact", "lazy", "dense")
 
 
+def require_tensorflow(module: str) -> None:
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ImportError(
+            f"{module} needs Keras on TensorFlow. Received: the backend {backend!r}. "
+            "Set the environment variable KERAS_BACKEND before Keras is imported."
+        )
+
+
 class Step(NamedTuple):
     """What every rule needs to know of the step at hand; scalars."""
 

@@ -31,7 +31,8 @@ class DenseOptimizer(BaseOptimizer):
             raise NotImplementedError(
                 '`sparse_updates="lazy"` needs sparse gradients, and Keras on JAX '
                 "gives dense ones, which move every row. Received: "
-                'sparse_updates="lazy". Use "exact", or the TensorFlow backend.'
+                'sparse_updates="lazy". Use "exact" (for a saved model, load it with '
+                "`compile=False` and compile it anew), or the TensorFlow backend."
             )
 
     def _check_exact(self) -> None:
@@ -109,11 +110,21 @@ class DenseOptimizer(BaseOptimizer):
                 variable.assign(ops.where(overwrite, new, variable.value))
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        if self.use_ema and self.built and int(ops.convert_to_tensor(self.iterations)):
-            known = self._trainable_variables_indices
-            super().finalize_variable_values(
-                [v for v in var_list if self._var_key(v) in known]
-            )
+        # After a step that failed there is no value.
+        done = self.built and self._iterations._value is not None
+        if done and int(ops.convert_to_tensor(self.iterations)):
+            super().finalize_variable_values(var_list)
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Any
+    ) -> None:
+        known = self._trainable_variables_indices
+        for v in trainable_variables:
+            i = known.get(self._var_key(v))
+            if i is not None and self._model_variables_moving_average[i] is not None:
+                average = self._model_variables_moving_average[i]
+                # Not the average's own memory, which a step gives away.
+                v.assign(ops.copy(ops.convert_to_tensor(average)))
 
     def settle(self) -> None:
         """Nothing: on JAX every step moves all rows."""

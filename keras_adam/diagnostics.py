@@ -13,10 +13,12 @@ import tensorflow as tf
 
 from keras_adam.adam import Adam
 from keras_adam.adamax import AdaMax
-from keras_adam.base import Step, one_minus_power
+from keras_adam.base import Step, one_minus_power, require_tensorflow
 from keras_adam.exact import native
 
 __all__ = ["StepDiagnostics"]
+
+require_tensorflow(__name__)
 
 ADAMAX_FIGURES = ["effective_step_mean", "effective_step_max", "no_gradient_share"]
 FIGURES = [*ADAMAX_FIGURES, "signal_to_noise", "epsilon_share"]

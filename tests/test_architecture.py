@@ -44,7 +44,7 @@ def test_one_file_chooses_by_backend():
         if path.stem in common:
             assert "tensorflow" not in imports(path)
         chooses = "backend.backend()" in path.read_text()
-        assert chooses == (path.stem == "backend")
+        assert chooses == (path.stem in ("backend", "base"))  # base: to raise an error
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: p.name)

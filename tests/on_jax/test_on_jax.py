@@ -4,6 +4,8 @@ Not collected by itself: `tests/test_on_jax.py` runs this with KERAS_BACKEND=jax
 with JAX's 64 bits and once without.
 """
 
+import importlib
+
 import cases
 import jax
 import keras
@@ -135,7 +137,7 @@ def test_epsilon_hat_is_keras():
     np.testing.assert_allclose(losses(ours), losses(theirs), rtol=1e-5)
 
 
-def test_use_ema():
+def test_use_ema(tmp_path):
     """`fit` ends with the average as the weights; before a step there is none."""
     x, y = cases.make_data()
     model = cases.make_model()
@@ -150,6 +152,55 @@ def test_use_ema():
         model.trainable_variables, model.optimizer._model_variables_moving_average
     ):
         np.testing.assert_array_equal(weight.numpy(), average.numpy())
+    # The next step gives away the memory of weights, and so not the averages'.
+    model.evaluate(x, y, verbose=0)
+    model.fit(x, y, verbose=0)
+    model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+
+
+def test_averages_go_by_variable():
+    a, b = keras.Variable([1.0]), keras.Variable([2.0])
+    other = keras.Variable([3.0])
+    optimizer = keras_adam.Adam(use_ema=True)
+    optimizer.build([a, b])
+    optimizer.apply([np.float32([1]), np.float32([1])])
+    averages = [x.numpy() for x in optimizer._model_variables_moving_average]
+    a.assign([7.0])
+    b.assign([7.0])
+    optimizer.finalize_variable_values([b, other])
+    assert b.numpy() == averages[1] and a.numpy() == 7 and other.numpy() == 3
+
+
+def test_an_error_in_a_step_is_shown():
+    class Faulty(keras.Model):
+        def train_step(self, *args):
+            raise KeyError("the fault")
+
+    x, y = cases.make_data()
+    inner = cases.make_model()
+    model = Faulty(inner.inputs, inner.outputs)
+    model.compile(optimizer=keras_adam.Adam(use_ema=True), loss="mse")
+    with pytest.raises(KeyError, match="the fault"):
+        model.fit(x, y, verbose=0)
+
+
+def test_overwritten_with_the_gradient():
+    """As Keras's float8 layers have them: with all that keeps a value a variable."""
+    theta, scale = keras.Variable([1.0]), keras.Variable([1.0])
+    scale.overwrite_with_gradient = True
+    optimizer = keras_adam.Adam(
+        0.5,
+        gradient_accumulation_steps=2,
+        use_ema=True,
+        ema_overwrite_frequency=5,
+        weight_decay=0.1,
+    )
+    optimizer.build([scale, theta])
+    for g in (2.0, 4.0):
+        optimizer.apply([np.float32([g]), np.float32([1])])
+    assert float(scale.numpy()[0]) == 4  # Keras takes the largest
+    np.testing.assert_allclose(theta.numpy(), 1 - 0.5 * 0.1 - 0.5, rtol=1e-6)
 
 
 def test_several_devices():
@@ -189,10 +240,15 @@ def test_lazy_is_refused():
         keras_adam.Adam(sparse_updates="lazy")
 
 
-@pytest.mark.parametrize("name", ["averaging", "diagnostics"])
-def test_what_needs_tensorflow_says_so(name):
-    with pytest.raises(AttributeError, match="needs Keras on TensorFlow"):
-        getattr(keras_adam, name)
+def test_what_needs_tensorflow_says_so():
+    for name in ("averaging", "diagnostics"):
+        with pytest.raises(ImportError, match=f"{name} needs Keras on TensorFlow"):
+            importlib.import_module(f"keras_adam.{name}")
+    with pytest.raises(ImportError, match="diagnostics needs Keras on TensorFlow"):
+        _ = keras_adam.diagnostics
+    with pytest.raises(ImportError, match="diagnostics needs Keras on TensorFlow"):
+        from keras_adam import diagnostics  # noqa: F401
+    exec("from keras_adam import *", {})
 
 
 def test_unknown_names():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -18,9 +19,10 @@ TABLE_BYTES = 4 * ROWS * WIDTH
 
 def run() -> list[dict[str, Any]]:
     """Of each step and chip, the fields of `main`'s line."""
+    path = f"{pathlib.Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [sys.executable, __file__],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
