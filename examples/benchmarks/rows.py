@@ -1,118 +1,97 @@
-"""The optimizer's step on an embedding table, against keras.optimizers.Adam.
+"""The optimizer's step on embedding tables, given the gradients of a batch's rows.
 
+    pip install ".[tests]"
     python examples/benchmarks/rows.py
+    python examples/benchmarks/rows.py --only=SparseAdam --only=exact
 
-One table of 1,000,000 x 64 and 8,192 ids a step, drawn by Zipf's law (id of
-rank k with probability ~ 1/k), other ones at each of 16 steps; then tables of
-100,000 and 4,000,000 rows. Every number is a median over interleaved rounds in
-this one process.
+Tables of 100,000, 1,000,000 and 4,000,000 rows; batches of 8,192 ids, drawn by Zipf's
+law (the id of rank k with probability ~ 1/k), other ones at each of 16 steps; 26 tables
+at once, as recommendation models have; and the same ids spread over tables of several
+sizes, which should take the same time.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import itertools
-
-import keras
+import contenders
+import harness
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
-from timing import medians
-
-import keras_adam
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("width", 64, "Columns of the table.")
-flags.DEFINE_integer("ids", 8192, "Ids a step.")
-flags.DEFINE_float("scale", 1.0, "Of the tables' rows.")
-flags.DEFINE_integer("rounds", 5, "Rounds to take the median of.")
+
+OURS = [
+    f"{mode} {rule}, {how}"
+    for how in ("graph", "XLA")
+    for rule in ("Adam", "AdaMax")
+    for mode in ("exact", "lazy")
+]
+SPARSE = ["torch SparseAdam", *OURS]
+DENSE = ["keras Adam, graph", "keras Adam, XLA", "keras Adamax, XLA"]
+DENSE += ["torch Adam fused", "optax adam"]
 
 
-BATCHES = 16
+def must_move(name: str, problem: dict) -> float:
+    """Bytes a step has to read and write: gradients, and each row's theta and state."""
+    row = 4 * problem["width"]
+    ids = contenders.draw(problem)
+    rows = np.mean([len(np.unique(batch)) for batch in ids])
+    gradients = ids.shape[1] * row
+    state = 2 * 3 * row * rows  # read and written: theta, m, v
+    return problem.get("tables", 1) * (gradients + state)
 
 
-def zipf(rng: np.random.Generator, rows: int, shape) -> np.ndarray:
-    """Ids of a table, the id of rank k with probability ~ 1/k."""
-    cdf = np.cumsum(1 / np.arange(1, rows + 1))
-    ranks = np.searchsorted(cdf, rng.random(shape) * cdf[-1])
-    return rng.permutation(rows)[ranks]
+def add(results: harness.Results, title: str, names: list[str], problem: dict) -> None:
+    names = harness.wanted(names)
+    if not names:
+        return
+    found = harness.race("rows", {name: (name, problem) for name in names})
+    bytes_ = {name: must_move(name, problem) for name in names}
+    baseline = next((n for n in names if n == "torch SparseAdam"), names[0])
+    results.add(title, found, baseline, bytes_)
 
 
-def step(optimizer, rows: int, ids: np.ndarray, jit: bool):
-    """A call that takes one step on one table."""
-    table = keras.Variable(tf.random.normal((rows, FLAGS.width)))
-    optimizer.build([table])
-    batches = itertools.cycle([tf.constant(x) for x in ids])
-    values = tf.random.normal((ids.shape[1], FLAGS.width))
-
-    @tf.function(jit_compile=jit)
-    def apply(values, ids):
-        optimizer.apply([tf.IndexedSlices(values, ids, table.shape)], [table])
-
-    def call():
-        apply(values, next(batches))
-        if tf.config.list_physical_devices("GPU"):
-            optimizer.iterations.numpy()  # waits for it
-
-    return call
+def measure(results: harness.Results) -> None:
+    n = {k: round(k * FLAGS.scale) for k in (100_000, 1_000_000, 4_000_000)}
+    large = {"rows": n[1_000_000], "width": 64, "ids": round(8192 * FLAGS.scale)}
+    add(results, "1,000,000 x 64, 8,192 Zipf ids", SPARSE + DENSE[:3], large)
+    add(
+        results,
+        "1,000,000 x 64, 8,192 Zipf ids: dense steps of others",
+        ["exact Adam, XLA", "torch SparseAdam", *DENSE[3:]],
+        large,
+    )
+    few = ["torch SparseAdam", "exact Adam, graph", "lazy Adam, graph"]
+    few += ["exact Adam, XLA", "lazy Adam, XLA"]
+    for width in (16, 128):
+        problem = {**large, "width": width}
+        add(results, f"1,000,000 x {width}, 8,192 Zipf ids", few, problem)
+    for ids in (1024, 65536):
+        problem = {**large, "ids": round(ids * FLAGS.scale)}
+        add(results, f"1,000,000 x 64, {ids:,} Zipf ids", few, problem)
+    add(results, "1,000,000 x 64, 8,192 ids", few, {**large, "uniform": True})
+    many = {"rows": n[100_000], "width": 16, "ids": round(2048 * FLAGS.scale)}
+    title = "26 tables of 100,000 x 16, 2,048 Zipf ids each"
+    add(results, title, few, {**many, "tables": 26})
+    # The same ids, spread at random: rows at even distances would share a few sets of
+    # the processor's caches.
+    for name in harness.wanted(few):
+        entries = {
+            f"{name}, {rows:,} rows": (
+                name,
+                {**large, "rows": n[rows], "in_use": n[100_000]},
+            )
+            for rows in n
+        }
+        found = harness.race("rows", entries)
+        results.add(f"The same rows: {name}", found, next(iter(entries)))
 
 
 def main(_) -> None:
-    rng = np.random.default_rng(0)
-    small, middle, large = (
-        round(n * FLAGS.scale) for n in (100_000, 1_000_000, 4_000_000)
-    )
-    for jit, mode in ((False, "graph"), (True, "XLA")):
-        shape = BATCHES, FLAGS.ids
-        ids = zipf(rng, middle, shape)
-        ms = medians(
-            {
-                name: step(make(), middle, ids, jit)
-                for name, make in {
-                    "keras.optimizers.Adam": keras.optimizers.Adam,
-                    "keras_adam.Adam": keras_adam.Adam,
-                    "keras_adam.Adam, lazy": lambda: keras_adam.Adam(
-                        sparse_updates="lazy"
-                    ),
-                    "keras_adam.AdaMax": keras_adam.AdaMax,
-                }.items()
-            },
-            FLAGS.rounds,
-        )
-        print(
-            f"\n{middle:,} x {FLAGS.width}, {FLAGS.ids:,} ids, "
-            f"{len(np.unique(ids[0])):,} of them distinct, {mode}"
-        )
-        for name, t in ms.items():
-            ratio = ms["keras.optimizers.Adam"] / t
-            print(f"{name:24}{t:10.2f} ms{ratio:8.1f}x", flush=True)
-
-        # The same ids, spread over tables of several sizes: at random, since rows
-        # at even distances would share a few sets of the processor's caches.
-        ids = zipf(rng, small, shape)
-        spread = {
-            rows: rng.permutation(rows)[:small][ids] for rows in (small, middle, large)
-        }
-        for kind in ("exact", "lazy"):
-            ms = medians(
-                {
-                    f"{kind}, {rows:,} rows": step(
-                        keras_adam.Adam(sparse_updates=kind),
-                        rows,
-                        spread[rows],
-                        jit,
-                    )
-                    for rows in (small, middle, large)
-                },
-                FLAGS.rounds,
-            )
-            first = next(iter(ms.values()))
-            for name, t in ms.items():
-                print(f"{name:24}{t:10.2f} ms{t / first:8.2f}x the first", flush=True)
+    results = harness.Results("rows")
+    measure(results)
+    results.write()
 
 
 if __name__ == "__main__":
+    harness.define_flags()
     app.run(main)

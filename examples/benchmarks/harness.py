@@ -1,0 +1,201 @@
+"""Races contenders, each in its own process, in interleaved rounds; writes the results.
+
+A row of results is a contender on a problem: its median step, beside the others' and
+beside the time that moving the bytes it must move takes at this machine's bandwidth.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import matplotlib
+import numpy as np
+from absl import flags
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FLAGS = flags.FLAGS
+HERE = pathlib.Path(__file__).parent
+CONTENDERS = HERE / "contenders.py"
+
+
+def define_flags(values: flags.FlagValues = FLAGS) -> None:
+    to = {"flag_values": values}
+    flags.DEFINE_integer("rounds", 9, "To take the median of.", 1, **to)
+    flags.DEFINE_float("scale", 1.0, "Of the problems' sizes.", 0, **to)
+    flags.DEFINE_multi_string(
+        "only", [], "Part of a contender's name; may be given again. None: all.", **to
+    )
+    flags.DEFINE_string("output", "results", "Folder for tables and pictures.", **to)
+
+
+class Worker:
+    """A contender's process, warm. Its `peak_bytes` are the most memory it has had."""
+
+    def __init__(self, benchmark: str, name: str, problem: dict[str, Any]) -> None:
+        self.name = name
+        path = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.process = subprocess.Popen(
+            [sys.executable, str(CONTENDERS), json.dumps([benchmark, name, problem])],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if FLAGS.scale < 1 else subprocess.DEVNULL,
+            text=True,
+        )
+        self.peak_bytes = self._answer()["peak_bytes"]
+
+    def _answer(self) -> Any:
+        line = self.process.stdout.readline()
+        if not line:
+            _, error = self.process.communicate()
+            sys.exit(f"{self.name} ended with {self.process.returncode}. {error or ''}")
+        return json.loads(line)
+
+    def steps(self, n: int) -> list[float]:
+        """Takes n steps; the milliseconds of each."""
+        print(n, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def race(
+    benchmark: str,
+    entries: dict[str, tuple[str, dict[str, Any]]],
+    steps: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Median milliseconds and peak bytes of each entry.
+
+    In a round each entry takes steps that do not count, so that none is timed with
+    another's data in the caches, then those that do: of the round they give a median,
+    and of all rounds again the median.
+
+    Args:
+        benchmark: "rows", "dense" or "fit".
+        entries: Of each label, the contender and its problem.
+        steps: In a round. None: as many as take 0.3 seconds, but 3 to 50.
+    """
+    workers = {}
+    try:
+        for label, (name, problem) in entries.items():
+            workers[label] = Worker(benchmark, name, problem)
+        counts = {
+            label: steps or int(np.clip(300 / np.median(w.steps(3)), 3, 50))
+            for label, w in workers.items()
+        }
+        medians: dict[str, list[float]] = {label: [] for label in workers}
+        for _ in range(FLAGS.rounds):
+            for label, worker in workers.items():
+                if not steps:
+                    worker.steps(2 + counts[label] // 10)
+                medians[label].append(float(np.median(worker.steps(counts[label]))))
+        return {
+            label: {"ms": float(np.median(ms)), "peak_bytes": workers[label].peak_bytes}
+            for label, ms in medians.items()
+        }
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def wanted(names: list[str]) -> list[str]:
+    return [n for n in names if not FLAGS.only or any(part in n for part in FLAGS.only)]
+
+
+def bandwidth() -> float:
+    """Bytes a second that all cores together read and write, copying large arrays."""
+    cores = len(os.sched_getaffinity(0))
+    arrays = [(np.ones(2**25), np.ones(2**25)) for _ in range(cores)]
+    moved = sum(a.nbytes + b.nbytes for a, b in arrays)
+    best = float("inf")
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        for _ in range(7):
+            start = time.perf_counter()
+            list(pool.map(lambda pair: np.copyto(*pair), arrays))
+            best = min(best, time.perf_counter() - start)
+    return moved / best
+
+
+def machine() -> str:
+    models = [
+        line.split(":")[1].strip()
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{len(models)} cores of {models[0] if models else platform.machine()}"
+
+
+class Results:
+    """Printed as they come, then written as a table and a picture."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows: list[dict[str, Any]] = []
+        self.bandwidth = bandwidth()
+        print(f"{machine()}; copies move {self.bandwidth / 1e9:.1f} GB/s", flush=True)
+
+    def add(
+        self,
+        title: str,
+        results: dict[str, dict[str, float]],
+        baseline: str,
+        must_move: dict[str, float] | None = None,
+    ) -> None:
+        """Results of a race; ratios are to the baseline's time."""
+        print(f"\n{title}", flush=True)
+        for label, result in results.items():
+            ms = result["ms"]
+            row = {
+                "problem": title,
+                "contender": label,
+                "ms": round(ms, 4),
+                "of": baseline,
+                "ratio": round(ms / results[baseline]["ms"], 4),
+                "of the bandwidth": "",
+                "peak MB": round(result["peak_bytes"] / 1e6),
+            }
+            if must_move:
+                least = 1e3 * must_move[label] / self.bandwidth
+                row["of the bandwidth"] = round(least / ms, 4)
+            self.rows.append(row)
+            share = row["of the bandwidth"]
+            print(
+                f"{label:28}{ms:10.3f} ms{row['ratio']:9.3f}x"
+                + (f"{100 * share:8.0f}% of the bandwidth" if must_move else ""),
+                flush=True,
+            )
+
+    def write(self) -> None:
+        folder = pathlib.Path(FLAGS.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{self.name}.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, list(self.rows[0]))
+            table.writeheader()
+            table.writerows(self.rows)
+        titles = list(dict.fromkeys(row["problem"] for row in self.rows))
+        height = 0.6 * len(titles) + 0.22 * len(self.rows)
+        figure, panels = plt.subplots(
+            len(titles), 1, figsize=(8, 1 + height), squeeze=False, layout="constrained"
+        )
+        for panel, title in zip(panels[:, 0], titles):
+            rows = [row for row in self.rows if row["problem"] == title][::-1]
+            panel.barh([r["contender"] for r in rows], [r["ms"] for r in rows])
+            panel.set_title(title, fontsize=9)
+            panel.set_xscale("log")
+            panel.tick_params(labelsize=7)
+        panels[-1, 0].set_xlabel("milliseconds a step")
+        figure.savefig(folder / f"{self.name}.png", dpi=100)
+        plt.close(figure)
