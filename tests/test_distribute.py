@@ -37,7 +37,7 @@ def start(*args, **environment):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out)
 

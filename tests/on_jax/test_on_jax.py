@@ -187,7 +187,7 @@ def test_an_error_in_a_step_is_shown():
 
 def test_overwritten_with_the_gradient():
     """As Keras's float8 layers have them: with all that keeps a value a variable."""
-    theta, scale = keras.Variable([1.0]), keras.Variable([1.0])
+    theta, scale = (keras.Variable([1.0], dtype="float32") for _ in range(2))
     scale.overwrite_with_gradient = True
     optimizer = keras_adam.Adam(
         0.5,
