@@ -194,7 +194,8 @@ class Results:
             rows = [row for row in self.rows if row["problem"] == title][::-1]
             panel.barh([r["contender"] for r in rows], [r["ms"] for r in rows])
             panel.set_title(title, fontsize=9)
-            panel.set_xscale("log")
+            if max(r["ms"] for r in rows) > 10 * min(r["ms"] for r in rows):
+                panel.set_xscale("log")
             panel.tick_params(labelsize=7)
         panels[-1, 0].set_xlabel("milliseconds a step")
         figure.savefig(folder / f"{self.name}.png", dpi=100)
