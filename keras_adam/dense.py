@@ -73,21 +73,23 @@ class DenseOptimizer(BaseOptimizer):
     def _update(self, grads: list[Any], variables: list[Any]) -> None:
         if callable(self.beta_1):
             self._count_beta_1(self._correction_1)
-        self._backend_update_step(
-            self._clip_gradients(grads), variables, self.learning_rate
-        )
+        scalars: dict[str, Any] = {}
+        for g, variable in zip(self._clip_gradients(grads), variables):
+            dtype = state_dtype(variable.dtype)
+            if dtype not in scalars:
+                step = self._step(self.learning_rate, dtype)
+                scalars[dtype] = step.alpha, self._scalars(step)
+            self._update_variable(g, variable, *scalars[dtype])
         if self.use_ema:
             self._average()
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One step of the rule on one variable."""
-        step = self._step(learning_rate, state_dtype(variable.dtype))
-        theta = ops.cast(variable, gradient.dtype)
+    def _update_variable(self, g: Any, variable: Any, alpha: Any, scalars: Any) -> None:
+        theta = ops.cast(variable, g.dtype)
         if self.weight_decay is not None and self._use_weight_decay(variable):
-            theta = theta - theta * (step.alpha * self.weight_decay)
+            theta = theta - theta * (alpha * self.weight_decay)
         state = self._state(self._get_variable_index(variable))
         values = [ops.convert_to_tensor(x) for x in state]
-        theta, values = self.rule(theta, gradient, values, self._scalars(step))
+        theta, values = self.rule(theta, g, values, scalars)
         for x, value in zip((variable, *state), (theta, *values)):
             x.assign(ops.cast(value, x.dtype))
 

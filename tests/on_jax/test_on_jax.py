@@ -5,6 +5,8 @@ with JAX's 64 bits and once without.
 """
 
 import importlib
+import os
+import pathlib
 
 import cases
 import jax
@@ -14,6 +16,12 @@ import pytest
 import reference
 
 import keras_adam
+
+
+@pytest.fixture
+def saved_on_tensorflow():
+    return pathlib.Path(os.environ["SAVED_ON_TENSORFLOW"])
+
 
 WIDE = jax.config.jax_enable_x64
 DTYPES = ["float64"] if WIDE else ["float32", "bfloat16", "float16"]
