@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import functools
 import itertools
 import json
 import resource
@@ -145,32 +146,36 @@ def rows_torch(name: str, problem: dict[str, Any]) -> Step:
 
 def rows_optax(name: str, problem: dict[str, Any]) -> Step:
     import jax
-    import optax
 
     shape = problem["rows"], problem["width"]
-    optimizer = {"optax adam": optax.adam, "optax adamax": optax.adamax}[name](1e-3)
     key = jax.random.key(0)
     tables = [jax.random.normal(key, shape) for _ in range(problem.get("tables", 1))]
     values = jax.random.normal(key, (problem["ids"], problem["width"]))
     batches = itertools.cycle([jax.numpy.asarray(x) for x in draw(problem)])
 
-    def step(state, values, ids):
-        tables, inner = state
-        g = jax.numpy.zeros(shape).at[ids].add(values)  # JAX's of an embedding
-        updates, inner = optimizer.update([g] * len(tables), inner, tables)
-        return optax.apply_updates(tables, updates), inner
+    def gradients(ids):  # JAX's of an embedding
+        return [jax.numpy.zeros(shape).at[ids].add(values)] * len(tables)
 
-    return donating(step, (tables, optimizer.init(tables)), values, batches)
+    return optax_step(name, tables, gradients, batches)
 
 
-def donating(step: Any, state: Any, values: Any, batches: Any) -> Step:
+def optax_step(name: str, variables: Any, gradients: Any, batches: Any) -> Step:
+    """Steps on variables, which are donated, with the gradients of each batch."""
     import jax
+    import optax
 
-    jitted = jax.jit(step, donate_argnums=0)
-    holder = [state]
+    optimizer = {"optax adam": optax.adam, "optax adamax": optax.adamax}[name](1e-3)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        variables, inner = state
+        updates, inner = optimizer.update(gradients(batch), inner, variables)
+        return optax.apply_updates(variables, updates), inner
+
+    holder = [(variables, optimizer.init(variables))]
 
     def call() -> None:
-        holder[0] = jax.block_until_ready(jitted(holder[0], values, next(batches)))
+        holder[0] = jax.block_until_ready(step(holder[0], next(batches)))
 
     return call
 
@@ -232,19 +237,11 @@ def dense_torch(name: str, problem: dict[str, Any]) -> Step:
 
 def dense_optax(name: str, problem: dict[str, Any]) -> Step:
     import jax
-    import optax
 
-    optimizer = {"optax adam": optax.adam, "optax adamax": optax.adamax}[name](1e-3)
     keys = jax.random.split(jax.random.key(0), len(problem["shapes"]))
-    make = [jax.random.normal(k, s) for k, s in zip(keys, problem["shapes"])]
-
-    def step(state, gradients, _):
-        variables, inner = state
-        updates, inner = optimizer.update(gradients, inner, variables)
-        return optax.apply_updates(variables, updates), inner
-
-    gradients = [x + 1 for x in make]
-    return donating(step, (make, optimizer.init(make)), gradients, itertools.repeat(0))
+    variables = [jax.random.normal(k, s) for k, s in zip(keys, problem["shapes"])]
+    gradients = itertools.repeat([x + 1 for x in variables])
+    return optax_step(name, variables, lambda batch: batch, gradients)
 
 
 def whole(name: str, problem: dict[str, Any]) -> Callable[[], float]:
@@ -266,12 +263,17 @@ MAKERS = {
 }
 
 
+def make(benchmark: str, name: str, problem: dict[str, Any]) -> Step:
+    """What a contender does at a step of a problem."""
+    library = name.split()[0]
+    library = library if library in ("torch", "optax") else "tensorflow"
+    return MAKERS[benchmark, library](name, problem)
+
+
 def main() -> None:
     benchmark, name, problem = json.loads(sys.argv[1])
     out, sys.stdout = sys.stdout, sys.stderr
-    library = name.split()[0]
-    library = library if library in ("torch", "optax") else "tensorflow"
-    step = MAKERS[benchmark, library](name, problem)
+    step = make(benchmark, name, problem)
     start = time.perf_counter()
     for i in itertools.count():
         step()

@@ -59,13 +59,11 @@ def measure(results: harness.Results) -> None:
             entries = {name: (name, {"shapes": scaled}) for name in names}
             found = harness.race("dense", entries)
             baseline = baseline if baseline in names else names[0]
-            results.add(title, found, baseline, dict.fromkeys(names, must_move))
+            results.add(title, found, baseline, must_move)
 
 
 def main(_) -> None:
-    results = harness.Results("dense")
-    measure(results)
-    results.write()
+    harness.run("dense", measure)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,7 @@ def measure(results: harness.Results) -> None:
 
 
 def main(_) -> None:
-    results = harness.Results("fit")
-    measure(results)
-    results.write()
+    harness.run("fit", measure)
 
 
 if __name__ == "__main__":

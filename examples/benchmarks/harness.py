@@ -14,7 +14,9 @@ import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -44,13 +46,14 @@ class Worker:
 
     def __init__(self, benchmark: str, name: str, problem: dict[str, Any]) -> None:
         self.name = name
+        self.errors = tempfile.TemporaryFile("w+")
         path = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             [sys.executable, str(CONTENDERS), json.dumps([benchmark, name, problem])],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if FLAGS.scale < 1 else subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
         )
         self.peak_bytes = self._answer()["peak_bytes"]
@@ -58,8 +61,10 @@ class Worker:
     def _answer(self) -> Any:
         line = self.process.stdout.readline()
         if not line:
-            _, error = self.process.communicate()
-            sys.exit(f"{self.name} ended with {self.process.returncode}. {error or ''}")
+            self.process.wait()
+            self.errors.seek(0)
+            end = self.errors.read()[-3000:]
+            sys.exit(f"{self.name} ended with {self.process.returncode}. {end}")
         return json.loads(line)
 
     def steps(self, n: int) -> list[float]:
@@ -152,9 +157,16 @@ class Results:
         title: str,
         results: dict[str, dict[str, float]],
         baseline: str,
-        must_move: dict[str, float] | None = None,
+        must_move: float | None = None,
     ) -> None:
-        """Results of a race; ratios are to the baseline's time."""
+        """Results of a race; ratios are to the baseline's time.
+
+        Args:
+            title: The problem's.
+            results: What `race` gave.
+            baseline: A label.
+            must_move: Bytes that every contender's step has to read and write.
+        """
         print(f"\n{title}", flush=True)
         for label, result in results.items():
             ms = result["ms"]
@@ -168,7 +180,7 @@ class Results:
                 "peak MB": round(result["peak_bytes"] / 1e6),
             }
             if must_move:
-                least = 1e3 * must_move[label] / self.bandwidth
+                least = 1e3 * must_move / self.bandwidth
                 row["of the bandwidth"] = round(least / ms, 4)
             self.rows.append(row)
             share = row["of the bandwidth"]
@@ -200,3 +212,9 @@ class Results:
         panels[-1, 0].set_xlabel("milliseconds a step")
         figure.savefig(folder / f"{self.name}.png", dpi=100)
         plt.close(figure)
+
+
+def run(name: str, measure: Callable[[Results], None]) -> None:
+    results = Results(name)
+    measure(results)
+    results.write()

@@ -12,28 +12,19 @@ from __future__ import annotations
 import csv
 import pathlib
 
+import contenders
 import harness
 import keras
 import rows
 from absl import app, flags
 
-import keras_adam
-
 FLAGS = flags.FLAGS
-
-STATES = {
-    "keras Adam": lambda: keras.optimizers.Adam(),
-    "exact Adam": lambda: keras_adam.Adam(),
-    "lazy Adam": lambda: keras_adam.Adam(sparse_updates="lazy"),
-    "exact AdaMax": lambda: keras_adam.AdaMax(),
-    "lazy AdaMax": lambda: keras_adam.AdaMax(sparse_updates="lazy"),
-}
 
 
 def state_bytes(name: str, shape: tuple[int, int]) -> int:
     """Of all variables an optimizer makes for a table, kept in files or not."""
     table = keras.Variable(keras.ops.zeros(shape))
-    optimizer = STATES[name]()
+    optimizer = contenders.keras_optimizer(name)
     optimizer.build([table])
     variables = [v._value for v in optimizer.variables]
     if hasattr(optimizer, "_untracked"):
@@ -52,7 +43,8 @@ def main(_) -> None:
         worker = harness.Worker("rows", name, problem)
         worker.close()
         bare = name.split(",")[0]
-        state = state_bytes(bare, (n, 64)) / 1e6 if bare in STATES else None
+        ours = bare.split()[0] not in ("torch", "optax")
+        state = state_bytes(bare, (n, 64)) / 1e6 if ours else None
         table.append([name, round(worker.peak_bytes / 1e6), state and round(state, 1)])
         shown = "" if state is None else f"{state:10.1f} MB of state"
         print(f"{name:24}{worker.peak_bytes / 1e6:10.0f} MB at most{shown}", flush=True)

@@ -30,7 +30,7 @@ DENSE = ["keras Adam, graph", "keras Adam, XLA", "keras Adamax, XLA"]
 DENSE += ["torch Adam fused", "optax adam"]
 
 
-def must_move(name: str, problem: dict) -> float:
+def must_move(problem: dict) -> float:
     """Bytes a step has to read and write: gradients, and each row's theta and state."""
     row = 4 * problem["width"]
     ids = contenders.draw(problem)
@@ -45,9 +45,8 @@ def add(results: harness.Results, title: str, names: list[str], problem: dict) -
     if not names:
         return
     found = harness.race("rows", {name: (name, problem) for name in names})
-    bytes_ = {name: must_move(name, problem) for name in names}
     baseline = next((n for n in names if n == "torch SparseAdam"), names[0])
-    results.add(title, found, baseline, bytes_)
+    results.add(title, found, baseline, must_move(problem))
 
 
 def measure(results: harness.Results) -> None:
@@ -87,9 +86,7 @@ def measure(results: harness.Results) -> None:
 
 
 def main(_) -> None:
-    results = harness.Results("rows")
-    measure(results)
-    results.write()
+    harness.run("rows", measure)
 
 
 if __name__ == "__main__":
