@@ -23,15 +23,20 @@ class AdamScalars(NamedTuple):
 
 
 def adam(
-    theta: tf.Tensor, g: tf.Tensor, state: Sequence[tf.Tensor], s: AdamScalars
+    theta: tf.Tensor,
+    g: tf.Tensor,
+    state: Sequence[tf.Tensor],
+    s: AdamScalars,
+    once: Callable[[Any], Any] = lambda x: x,
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
     """One step of Algorithm 1 in the order before section 2.1.
 
-    A third state, if there is one, is AMSGrad's maximum of v.
+    A third state, if there is one, is AMSGrad's maximum of v. `once` is told what two
+    results share.
     """
     m, v, *v_max = state
-    m = m + (g - m) * s.one_minus_beta_1
-    v = v + (g * g - v) * s.one_minus_beta_2
+    m = once(m + (g - m) * s.one_minus_beta_1)
+    v = once(v + (g * g - v) * s.one_minus_beta_2)
     v_max = [ops.maximum(x, v) for x in v_max]
     r = ops.sqrt(v_max[0] if v_max else v)
     return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)

@@ -22,12 +22,16 @@ class AdaMaxScalars(NamedTuple):
 
 
 def adamax(
-    theta: tf.Tensor, g: tf.Tensor, state: Sequence[tf.Tensor], s: AdaMaxScalars
+    theta: tf.Tensor,
+    g: tf.Tensor,
+    state: Sequence[tf.Tensor],
+    s: AdaMaxScalars,
+    once: Callable[[Any], Any] = lambda x: x,
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
-    """One step of Algorithm 2."""
+    """One step of Algorithm 2. `once` is told what two results share."""
     m, u = state
-    m = m + (g - m) * s.one_minus_beta_1
-    u = ops.maximum(s.beta_2 * u, ops.abs(g))
+    m = once(m + (g - m) * s.one_minus_beta_1)
+    u = once(ops.maximum(s.beta_2 * u, ops.abs(g)))
     return theta - s.alpha * ops.divide_no_nan(m, u), (m, u)
 
 

@@ -63,6 +63,7 @@ class ExactRows:
     _model_variables_moving_average: list[Any]
     weight_decay: Any
     iterations: Any
+    _iterations: Any
     add_variable: Callable[..., Any]
     _untracked: types.SimpleNamespace
     _trainable_variables: list[Any]
@@ -232,6 +233,9 @@ class ExactRows:
         [history] = [h for h in self._histories if h.decays == decays]
         return ledger.Debts(history, plan, self.tail, last, t, momentum)
 
+    def _once(self, x: tf.Tensor) -> tf.Tensor:
+        return rows.once(x, native(self._iterations))
+
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""
         reading = self._untracked.readings.get(i)
@@ -256,6 +260,7 @@ class ExactRows:
             now, stored, last = reading.values, reading.stored, reading.last
         else:
             *stored, last = rows.gather([*self._tables(i), debts.last], g)
+            stored = [*map(self._once, stored)]  # read for what is owed, too
             now = debts.settled(stored, last)
         if not self.use_ema:
             return {"values": now}

@@ -197,9 +197,9 @@ def read(
     d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
     values = [tf.gather(x, d.lengthened) for x in tables]
     # The rows' gradient is the table's: what is owed does not depend on the batch.
-    detached = [tf.stop_gradient(x) for x in values]
+    detached = [rows.once(tf.stop_gradient(x), debts.t) for x in values]
     last = tf.gather(debts.last, d.lengthened)
-    now = debts.settled(detached, last)
+    now = [rows.once(x, debts.t) for x in debts.settled(detached, last)]
     out = _repeat(values[0], tf.cast(now[0], tables[0].dtype), d.place)
     out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
     out = tf.ensure_shape(out, [*ids.shape, *shape[1:]])

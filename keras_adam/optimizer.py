@@ -288,6 +288,7 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
                 if isinstance(g, Rows)
                 else [],
                 compiled=self._untracked.compiled,
+                once=self._once,
                 **self._settled_rows(i, g),
             )
         self._end_step(dict(zip(indices, grads)), learning_rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from keras_adam import rows
 from keras_adam.rows import Rows
 
 # (theta, g, state, scalars) -> (theta, state), of tensors.
-Rule = Callable[[Any, Any, Sequence[Any], Any], tuple[Any, Sequence[Any]]]
+Rule = Callable[..., tuple[Any, Sequence[Any]]]
 
 
 def takes_kernel(g: tf.Tensor | Rows, variable: Any, decays: bool) -> bool:
@@ -43,6 +44,7 @@ def update(
     compiled: Callable[..., None],
     values: Sequence[tf.Tensor] | None = None,
     average: Callable[[tf.Tensor], None] | None = None,
+    once: Callable[[tf.Tensor], tf.Tensor],
 ) -> None:
     """Takes one step on a variable, or on some of its rows, in place.
 
@@ -59,11 +61,13 @@ def update(
         values: For `Rows`: those of theta and the state, if not what the variables
             hold.
         average: For `Rows`: called with the new theta, to be averaged.
+        once: `rows.once`.
     """
     tables = [variable, *state]
     if isinstance(g, Rows):
         values = [*(values or rows.gather(tables, g))]
         if kernel is None:
+            rule = functools.partial(rule, once=once)
             values = _apply(rule, values, g.values, scalars, decay)
         else:
             values[0] = _decayed(values[0], decay)
