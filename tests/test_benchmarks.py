@@ -4,6 +4,7 @@ import csv
 import math
 import sys
 
+import compiling
 import contenders
 import dense
 import fit
@@ -19,10 +20,11 @@ DENSE = {"shapes": [[6], [2, 3]]}
 FIT = {"rows": 50, "width": 4, "batch": 2, "length": 3, "steps": 8}
 FIT_NAMES = [fit.TORCH, f"{fit.KERAS}, default", f"{fit.OURS[0]}, XLA"]
 ALL = [
-    *(("rows", name, ROWS) for name in [*rows.SPARSE, *rows.DENSE]),
+    *(("rows", name, ROWS) for name in [*rows.SPARSE, rows.KERAS_2[1], *rows.DENSE]),
     ("rows", "exact Adam, XLA", {**ROWS, "tables": 3, "uniform": True}),
     ("rows", "torch SparseAdam", {**ROWS, "tables": 3, "in_use": 10}),
     *(("dense", name, DENSE) for name in [*dense.NAMES, *dense.ADAMAX]),
+    *(("compiling", name, DENSE) for name in compiling.NAMES),
     *(("fit", name, FIT) for name in FIT_NAMES),
 ]
 
@@ -31,7 +33,10 @@ ALL = [
 def test_contenders(benchmark, name, problem):
     step = contenders.make(benchmark, name, problem)
     told = [step() for _ in range(3)]
-    assert all(ms > 0 for ms in told) if benchmark == "fit" else told == [None] * 3
+    if benchmark in ("compiling", "fit"):
+        assert all(ms > 0 for ms in told)
+    else:
+        assert told == [None] * 3
 
 
 def test_zipf():
@@ -66,10 +71,12 @@ def set_flags(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module, problems, bandwidth", [(rows, 9, 8), (dense, 4, 4), (fit, 2, 0)]
+    "module, problems, bandwidth",
+    [(rows, 9, 8), (dense, 4, 4), (fit, 2, 0), (compiling, 2, 0)],
 )
 def test_races(set_flags, tmp_path, capsys, module, problems, bandwidth):
-    only = "--only=torch Adamax" if module is dense else "--only=torch SparseAdam"
+    only = {dense: "torch Adamax", compiling: "our AdaMax"}
+    only = f"--only={only.get(module, 'torch SparseAdam')}"
     set_flags(module, only, "--scale=0.001", "--rounds=2", f"--output={tmp_path}")
     module.main([])
     [path] = tmp_path.glob("*.csv")

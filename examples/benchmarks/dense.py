@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 NAMES = [
     *("keras Adam, graph", "keras Adam, XLA", "ResourceApplyAdam, graph"),
-    *("our Adam, graph", "our Adam, XLA"),
+    *("our Adam, graph", "our Adam, XLA", "tf_keras legacy Adam, graph"),
     *("torch Adam foreach", "torch Adam fused", "optax adam"),
 ]
 ADAMAX = [

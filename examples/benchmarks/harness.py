@@ -38,7 +38,14 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_multi_string(
         "only", [], "Part of a contender's name; may be given again. None: all.", **to
     )
+    flags.DEFINE_string(
+        "addons_python", None, "One that has TF Addons: see `legacy.py`.", **to
+    )
     flags.DEFINE_string("output", "results", "Folder for tables and pictures.", **to)
+
+
+def interpreter(name: str) -> str | None:
+    return FLAGS.addons_python if name.startswith("TF Addons") else sys.executable
 
 
 class Worker:
@@ -49,7 +56,11 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")
         path = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, str(CONTENDERS), json.dumps([benchmark, name, problem])],
+            [
+                interpreter(name),
+                str(CONTENDERS),
+                json.dumps([benchmark, name, problem]),
+            ],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -117,7 +128,12 @@ def race(
 
 
 def wanted(names: list[str]) -> list[str]:
-    return [n for n in names if not FLAGS.only or any(part in n for part in FLAGS.only)]
+    """Those that can be had, and were asked for."""
+    return [
+        name
+        for name in filter(interpreter, names)
+        if not FLAGS.only or any(part in name for part in FLAGS.only)
+    ]
 
 
 def bandwidth() -> float:

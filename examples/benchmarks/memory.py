@@ -39,12 +39,12 @@ def main(_) -> None:
     n = round(1_000_000 * FLAGS.scale)
     problem = {"rows": n, "width": 64, "ids": round(8192 * FLAGS.scale)}
     table = []
-    for name in harness.wanted([*rows.SPARSE, *rows.DENSE]):
+    for name in harness.wanted([*rows.SPARSE, *rows.KERAS_2, *rows.DENSE]):
         worker = harness.Worker("rows", name, problem)
         worker.close()
         bare = name.split(",")[0]
-        ours = bare.split()[0] not in ("torch", "optax")
-        state = state_bytes(bare, (n, 64)) / 1e6 if ours else None
+        known = bare.split()[0] not in contenders.LIBRARIES
+        state = state_bytes(bare, (n, 64)) / 1e6 if known else None
         table.append([name, round(worker.peak_bytes / 1e6), state and round(state, 1)])
         shown = "" if state is None else f"{state:10.1f} MB of state"
         print(f"{name:24}{worker.peak_bytes / 1e6:10.0f} MB at most{shown}", flush=True)

@@ -6,6 +6,7 @@ python examples/benchmarks/run.py --output=examples/benchmarks/results
 
 from __future__ import annotations
 
+import compiling
 import dense
 import fit
 import harness
@@ -15,7 +16,7 @@ from absl import app
 
 
 def main(_) -> None:
-    for module in (rows, dense, fit, memory):
+    for module in (rows, dense, fit, memory, compiling):
         print(f"\n== {module.__name__}", flush=True)
         module.main([])
 
