@@ -100,14 +100,17 @@ class Migration:
         if self.built or source is None:
             super().build(variables)  # type: ignore[misc]
             return
-        takeover.check(source, self, "from_keras")
+        # `fit` builds in a step that is being traced, and the state is taken once.
+        once = tf.init_scope if tf is not None else contextlib.nullcontext
+        with once():
+            takeover.check(source, self, "from_keras")
         places = takeover.places(source, self, variables)
         excluded: set[Any] = getattr(self, "_exclude_from_weight_decay", set())
         for variable, place in zip(variables, places):
             if self._var_key(source._trainable_variables[place]) in excluded:
                 excluded.add(self._var_key(variable))
         super().build(variables)  # type: ignore[misc]
-        with tf.init_scope() if tf is not None else contextlib.nullcontext():
+        with once():
             takeover.copy_state(source, self, places, self._moments)
             if callable(self.beta_1):
                 done = takeover.number(source.beta_1) ** takeover.updates(source)
