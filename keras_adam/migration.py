@@ -188,9 +188,10 @@ class AdamMigration(Migration):
         gradients it then computes what Keras's would, to rounding. (For an embedding's
         it is right where Keras's is not: see README.)
 
-        State goes to the same variables. If none of those it is built for are known,
-        because they are of another model (say, with `keras_adam.Embedding`) or the
-        state is from a file, it goes by their order, and their shapes must be equal.
+        With a `tf.distribute` strategy, call it in the strategy's scope. State goes to
+        the same variables. If none of those it is built for are known, because they are
+        of another model (say, with `keras_adam.Embedding`) or the state is from a
+        file, it goes by their order, and their shapes must be equal.
 
         Args:
             optimizer: A `keras.optimizers.Adam` or `AdamW`, built or not; a

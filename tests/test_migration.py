@@ -624,3 +624,54 @@ def test_loss_scale(from_file, tmp_path):
     np.testing.assert_allclose(fit(model, 1), expected, rtol=1e-2)
     with pytest.raises(ValueError, match="`loss_scale_factor` has no effect"):
         keras_adam.Adam.from_keras(source, loss_scale_factor=2.0)
+
+
+# name: (torch's, ours); README's table
+TORCH = {
+    "Adam": ({}, {}),
+    "Adam, amsgrad": ({"amsgrad": True}, {"amsgrad": True}),
+    "AdamW": ({"weight_decay": 0.25}, {"weight_decay": 0.25}),
+    "SparseAdam": ({}, {"epsilon_hat": True, "sparse_updates": "lazy"}),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch(name):
+    """README's arguments and its way to set a state go on as torch does."""
+    torch = pytest.importorskip("torch", reason="needs torch, of the extra `tests`")
+    theirs, ours = TORCH[name]
+    thetas, gradients = cases.stream("repeats", FIRST + REST, "float64")
+    sparse = name == "SparseAdam"
+    parameters = [torch.tensor(x, requires_grad=True) for x in thetas]
+    if sparse:
+        parameters = parameters[:1]
+    cls = getattr(torch.optim, name.split(",")[0])
+    source = cls(parameters, lr=0.125, betas=(0.75, 0.984375), eps=1e-3, **theirs)
+
+    def torch_steps(gradients):
+        for (values, ids), vector in gradients:
+            values, ids = torch.tensor(values), torch.tensor(ids)[None]
+            g = torch.sparse_coo_tensor(ids, values, parameters[0].shape)
+            parameters[0].grad = g if sparse else g.to_dense()
+            parameters[-1].grad = (
+                parameters[-1].grad if sparse else torch.tensor(vector)
+            )
+            source.step()
+
+    torch_steps(gradients[:FIRST])
+    variables = make_variables([p.detach().numpy().copy() for p in parameters])
+    optimizer = keras_adam.Adam(0.125, 0.75, 0.984375, 1e-3, **ours)
+    optimizer.build(variables)
+    state = [FIRST, 0.125]
+    for p in parameters:
+        state += [source.state[p]["exp_avg"], source.state[p]["exp_avg_sq"]]
+    if "amsgrad" in ours:
+        state += [source.state[p]["max_exp_avg_sq"] for p in parameters]
+    optimizer.load_own_variables({str(i): np.asarray(x) for i, x in enumerate(state)})
+    for (values, ids), vector in gradients[FIRST:]:
+        shape = tf.constant(variables[0].shape.as_list())
+        gs = [tf.IndexedSlices(values, ids, shape), vector][: len(variables)]
+        optimizer.apply(gs, variables)
+    torch_steps(gradients[FIRST:])
+    for variable, p in zip(variables, parameters):
+        np.testing.assert_allclose(variable, p.detach().numpy(), atol=1e-6)
