@@ -87,7 +87,7 @@ def check(old: Any, new: Any, call: str) -> None:
         )
     if not new.use_ema:
         return
-    remedy = f"Use `{call}(..., use_ema=False)`, which drops the average."
+    remedy = f"`{call}(..., use_ema=False)` drops the average."
     if not old.use_ema or old.ema_momentum != new.ema_momentum:
         raise ValueError(
             "An average of the weights begins with their training, and keeps its "
@@ -112,7 +112,7 @@ def check(old: Any, new: Any, call: str) -> None:
             "Keras's average of the weights is section 7.2's but for a share of the "
             "first weights, ema_momentum^t, for which it is not corrected, and they "
             f"are not kept. Received: use_ema=True, ema_momentum={g!r}, a share of "
-            f"{g**t:.2g} {received}. {wait} rounded away. Or: {remedy}"
+            f"{g**t:.2g} {received}. {wait} rounded away. {remedy}"
         )
 
 
