@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_adam.backend import Optimizer, tails, tf
 from keras_adam.base import Step, one_minus_power
+from keras_adam.migration import AdamMigration
 
 
 class AdamScalars(NamedTuple):
@@ -52,7 +53,7 @@ def adam_tail(
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
-class Adam(Optimizer):
+class Adam(AdamMigration, Optimizer):
     r"""Adam, Algorithm 1 of Kingma & Ba, with right and row-cost embeddings.
 
     ```

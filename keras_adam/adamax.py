@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_adam.backend import Optimizer, tails, tf
 from keras_adam.base import Step
+from keras_adam.migration import AdaMaxMigration
 
 
 class AdaMaxScalars(NamedTuple):
@@ -45,7 +46,7 @@ def adamax_tail(
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
-class AdaMax(Optimizer):
+class AdaMax(AdaMaxMigration, Optimizer):
     r"""AdaMax, Algorithm 2 of Kingma & Ba, with right and row-cost embeddings.
 
     ```
