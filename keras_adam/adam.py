@@ -116,12 +116,21 @@ class Adam(Optimizer):
         epsilon: float = 1e-8,
         *,
         sparse_updates: str = "exact",
+        stochastic_rounding: bool = False,
+        moments_dtype: str | None = None,
+        seed: int = 0,
         epsilon_hat: bool = False,
         bias_correction: bool = True,
         amsgrad: bool = False,
         **base: Any,
     ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+        super().__init__(
+            *(learning_rate, beta_1, beta_2, sparse_updates),
+            stochastic_rounding=stochastic_rounding,
+            moments_dtype=moments_dtype,
+            seed=seed,
+            **base,
+        )
         if not epsilon >= 1e-30:
             raise ValueError(
                 "`epsilon` must be above 0, at least 1e-30, or a weight whose "

@@ -89,9 +89,18 @@ class AdaMax(Optimizer):
         beta_2: float = 0.999,
         *,
         sparse_updates: str = "exact",
+        stochastic_rounding: bool = False,
+        moments_dtype: str | None = None,
+        seed: int = 0,
         **base: Any,
     ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+        super().__init__(
+            *(learning_rate, beta_1, beta_2, sparse_updates),
+            stochastic_rounding=stochastic_rounding,
+            moments_dtype=moments_dtype,
+            seed=seed,
+            **base,
+        )
         self._check_exact()
 
     def _build_state(self, variables: list[Any]) -> None:
