@@ -5,7 +5,7 @@ On JAX nothing here imports TensorFlow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING or keras.backend.backend() == "tensorflow":
     from keras_adam import ledger, tails
     from keras_adam.optimizer import RowOptimizer as Optimizer
 
-    bitcast = tf.bitcast
+    bitcast: Any = tf.bitcast
 elif keras.backend.backend() == "jax":
     from jax.lax import bitcast_convert_type as bitcast
 

@@ -95,7 +95,8 @@ class Debts(NamedTuple):
         return compute(values[0], values[1:], *self._of(last))
 
     def state(self, values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
-        m, v, *others = map(_wide, values)
+        # Moments may be kept in fewer digits than are reckoned with.
+        m, v, *others = [tf.cast(x, state_dtype(x.dtype)) for x in values]
         return [*rows.compiled(_state, self.plan)([m, v], *self._of(last)), *others]
 
     def average(
@@ -130,17 +131,11 @@ class Debts(NamedTuple):
         return tf.gather(self.history.ring, last % LENGTH), gap, log_decay
 
 
-def _wide(x: tf.Tensor) -> tf.Tensor:
-    """In the dtype of arithmetic, where moments are kept in a narrower one."""
-    return tf.cast(x, state_dtype(x.dtype))
-
-
 def _theta(
     tail: Tail, plan: Plan, theta: Any, state: Any, history: Any, gap: Any, log: Any
 ) -> Any:
-    state = [_wide(x) for x in state]
-    dtype = state[0].dtype
-    theta = tf.cast(theta, dtype)
+    dtype = tf.as_dtype(state_dtype(theta.dtype))
+    theta, *state = [tf.cast(x, dtype) for x in (theta, *state)]
     owed = tails.owed(plan, history, gap, log, len(theta.shape), dtype)
     paid = tail(plan, state, owed)
     if owed.decay is not None:
@@ -172,7 +167,7 @@ def _average(
     average += (tf.cast(theta, dtype) - average) * weight
     if plan is not None:
         owed = tails.owed(plan, history, gap, None, rank, dtype, t)
-        average -= tail(plan, [_wide(x) for x in state], owed)
+        average -= tail(plan, [tf.cast(x, dtype) for x in state], owed)
     if new is not None:
         weight = tf.cast(share(momentum, 1, t + 1), dtype)
         average += (tf.cast(new, dtype) - average) * weight

@@ -95,8 +95,8 @@ def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
 def _apply(rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any) -> list[Any]:
     theta, *state = [tf.cast(x, g.dtype) for x in tables]
     theta = _decayed(theta, decay)
-    theta, state = rule(theta, g, state, scalars)
-    return [theta, *state]
+    theta, new = rule(theta, g, state, scalars)
+    return [theta, *new]
 
 
 def _rounded(dtypes: Any, values: Any, keys: Any, ids: Any) -> list[Any]:
