@@ -14,7 +14,6 @@ from cases import EXECUTIONS, MODES, OPTIMIZERS
 import keras_adam
 from keras_adam import rounding
 
-NAMES = ["adam", "adam_beta_1_schedule", "amsgrad", "adamax"]
 HALF = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 # A test of many means is to fail by chance less than once in a million runs.
 SIGMAS = 6
@@ -135,14 +134,12 @@ def assert_mean(x, expected, name, share=0.0, atol=0.0):
     assert np.all(error <= bound), (name, error / bound)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5], ids=["", "decay"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, decay", [("adam", 0.5), ("adamax", 0.0)])
 def test_weights_are_the_oracle_s_on_average(name, mode, execution, decay):
     make, rule = OPTIMIZERS[name]
-    steps = 12
-    thetas, gradients = tall_stream(steps)
+    thetas, gradients = tall_stream(12)
     truth = unrounded(rule, thetas, gradients, mode, weight_decay=decay)
 
     def train(**kwargs):
@@ -162,15 +159,15 @@ def test_weights_are_the_oracle_s_on_average(name, mode, execution, decay):
         assert_mean(x, theta, name, atol=2e-6)  # a tail is right to 1e-5
         moved = np.abs(theta - first.astype(np.float64)).mean()
         assert moved > RATE
-        if not decay:  # rounded to nearest, not one step was taken
+        # Rounded to nearest, no step is taken, unless several are paid at once.
+        if mode != "exact":
             np.testing.assert_array_equal(nearest.numpy(), first)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_is_within_a_digit_of_the_oracle(name, mode, execution):
-    """From wherever the weights stand, and those are the same in all executions."""
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax"])
+def test_a_step_is_within_a_digit_of_the_oracle(name, mode):
+    """And the same in all executions, but for another seed."""
     make, rule = OPTIMIZERS[name]
     thetas, gradients = cases.stream("repeats", 1, dtype="bfloat16")
 
@@ -193,24 +190,32 @@ def test_a_step_is_within_a_digit_of_the_oracle(name, mode, execution):
         learning_rate=cases.LEARNING_RATE,
     )
     truth.apply(gradients[0])
-    variables, others, again = train(execution), train(execution, 1), train("graph")
-    for x, theta in zip(variables, truth.thetas):
-        theta = theta.astype(np.float32).astype(np.float64)
-        error = np.abs(x.numpy().astype(np.float64) - theta)
-        digit = 2.0 ** (np.floor(np.log2(np.abs(theta))) - 7)
-        assert np.all(error <= digit * (1 + 1e-4))
-    assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(variables, others))
-    for a, b in zip(variables, again):
-        # A float32 result may differ by a digit, and a bfloat16 one then rarely.
-        assert np.mean(a.numpy() != b.numpy()) < 0.05
+    trained = {execution: train(execution) for execution in EXECUTIONS}
+    other = train("graph", seed=1)
+    assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(trained["graph"], other))
+    for variables in (*trained.values(), other):
+        for x, theta in zip(variables, truth.thetas):
+            error = np.abs(x.numpy().astype(np.float64) - theta)
+            digit = 2.0 ** (np.floor(np.log2(np.abs(theta))) - 7)
+            assert np.all(error <= digit * (1 + 1e-4))
+    for variables in trained.values():
+        for a, b in zip(variables, trained["eager"]):
+            # A float32 result may differ by a digit, and a bfloat16 one then rarely.
+            assert np.mean(a.numpy() != b.numpy()) < 0.05
 
 
-@pytest.mark.parametrize("settle", [False, True], ids=["", "settled"])
 @pytest.mark.parametrize("execution", ["graph", "xla"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax"])
-def test_moments_are_the_oracle_s_on_average(name, dtype, mode, execution, settle):
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("adam", "bfloat16"),
+        ("adam", "float64"),
+        ("amsgrad", "float32"),
+        ("adamax", "float32"),
+    ],
+)
+def test_moments_are_the_oracle_s_on_average(name, dtype, mode, execution):
     """beta_2 = 0.999 takes 0.001 off v, which is under half a digit of bfloat16."""
     make, rule = OPTIMIZERS[name]
     thetas, gradients = tall_stream(40)
@@ -223,15 +228,15 @@ def test_moments_are_the_oracle_s_on_average(name, dtype, mode, execution, settl
             stochastic_rounding=True,
             moments_dtype="bfloat16",
         ),
-        *(execution, thetas, gradients[:20]),
+        *(execution, thetas, []),
     )
     apply = EXECUTIONS[execution](
         lambda values, ids, vector: optimizer.apply(
             [tf.IndexedSlices(values, ids, tf.constant([6, WIDTH])), vector], variables
         )
     )
-    for (values, ids), vector in gradients[20:]:
-        if settle:
+    for step, ((values, ids), vector) in enumerate(gradients):
+        if step % 7 == 6:
             optimizer.settle()
         apply(tf.constant(values), tf.constant(ids), tf.constant(vector))
     optimizer.settle()
@@ -295,16 +300,16 @@ def saved(optimizer):
     return store
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("new", keras_adam.base.MOMENTS_DTYPES)
-@pytest.mark.parametrize("old", keras_adam.base.MOMENTS_DTYPES)
+@pytest.mark.parametrize(
+    "old, new", [("float32", "bfloat16"), ("bfloat16", None), (None, "bfloat16")]
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_a_state_loads_into_another_moments_dtype(tmp_path, old, new, dtype, mode):
+def test_a_state_loads_into_another_moments_dtype(tmp_path, old, new, dtype):
     """Rounded to nearest, where it has fewer digits; from a file, and a dictionary."""
 
     def compiled(moments):
         model = cases.make_model(dtype, keras_adam.Embedding)
-        optimizer = keras_adam.Adam(0.01, sparse_updates=mode, moments_dtype=moments)
+        optimizer = keras_adam.Adam(0.01, moments_dtype=moments)
         model.compile(optimizer=optimizer, loss="mse")
         optimizer.build(model.trainable_variables)
         return model
@@ -329,12 +334,11 @@ def test_a_state_loads_into_another_moments_dtype(tmp_path, old, new, dtype, mod
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
-def test_a_saved_bfloat16_training_goes_on_bit_for_bit(tmp_path, cls, mode, jit):
+@pytest.mark.parametrize("mode", ["exact", "lazy"])
+def test_a_saved_bfloat16_training_goes_on_bit_for_bit(tmp_path, mode, jit):
     model = cases.make_model("bfloat16", keras_adam.Embedding)
     model.compile(
-        optimizer=cls(
+        optimizer=keras_adam.Adam(
             0.001,
             sparse_updates=mode,
             stochastic_rounding=True,
@@ -372,7 +376,11 @@ def test_float32_is_as_ever_and_costs_nothing(mode):
         results.append([v.numpy() for v in (*variables, *optimizer.variables)])
         step = tf.function(
             lambda g, optimizer=optimizer, variables=variables: optimizer.apply(
-                [tf.IndexedSlices(g, [1, 1], [12, 4]), g[0, 0] * tf.ones(5)], variables
+                [
+                    tf.IndexedSlices(g, tf.constant([1, 1]), tf.constant([12, 4])),
+                    g[0, 0] * tf.ones(5),
+                ],
+                variables,
             )
         ).get_concrete_function(tf.ones((2, 4)))
         operations.append(sorted(op.type for op in step.graph.get_operations()))
@@ -408,18 +416,14 @@ def test_an_average_is_of_the_weights_as_they_are_written(mode, jit):
 
 
 def test_diagnostics_of_bfloat16_moments():
-    logs = []
+    figures = []
     for moments in (None, "bfloat16"):
         model = cases.make_model(layer=keras_adam.Embedding)
         model.compile(optimizer=keras_adam.Adam(moments_dtype=moments), loss="mse")
-        callback = keras_adam.diagnostics.StepDiagnostics()
-        history = model.fit(
-            *cases.make_data(), epochs=2, shuffle=False, verbose=0, callbacks=[callback]
-        )
-        logs.append(history.history)
-    assert len(logs[0]) > 3
-    for name, values in logs[0].items():
-        np.testing.assert_allclose(logs[1][name], values, rtol=0.05, atol=0.02)
+        model.fit(*cases.make_data(), epochs=3, shuffle=False, verbose=0)
+        figures.append(keras_adam.diagnostics.figures(model.optimizer, 0).numpy())
+    assert figures[0][0] > 0.1
+    np.testing.assert_allclose(*figures, rtol=0.03)
 
 
 @pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
