@@ -363,6 +363,16 @@ def test_a_saved_bfloat16_training_goes_on_bit_for_bit(tmp_path, mode, jit):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+def traced(optimizer, variables):
+    ids, shape = tf.constant([1, 1]), tf.constant([12, 4])
+    step = tf.function(
+        lambda g: optimizer.apply(
+            [tf.IndexedSlices(g, ids, shape), g[0, 0] * tf.ones(5)], variables
+        )
+    )
+    return step.get_concrete_function(tf.ones((2, 4)))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_float32_is_as_ever_and_costs_nothing(mode):
     """The same bits, of the same operations."""
@@ -374,15 +384,7 @@ def test_float32_is_as_ever_and_costs_nothing(mode):
             *("graph", thetas, gradients),
         )
         results.append([v.numpy() for v in (*variables, *optimizer.variables)])
-        step = tf.function(
-            lambda g, optimizer=optimizer, variables=variables: optimizer.apply(
-                [
-                    tf.IndexedSlices(g, tf.constant([1, 1]), tf.constant([12, 4])),
-                    g[0, 0] * tf.ones(5),
-                ],
-                variables,
-            )
-        ).get_concrete_function(tf.ones((2, 4)))
+        step = traced(optimizer, variables)
         operations.append(sorted(op.type for op in step.graph.get_operations()))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
