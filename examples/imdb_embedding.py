@@ -4,6 +4,7 @@
     python examples/imdb_embedding.py
     python examples/imdb_embedding.py --optimizer keras.Adam
     python examples/imdb_embedding.py --optimizer keras_adam.AdaMax --limit 2000
+    python examples/imdb_embedding.py --dtype bfloat16 --stochastic_rounding
 
 Trains on the 25,000 training reviews of IMDB, through TensorFlow Datasets, and
 tests on the 25,000 test reviews after each epoch. The first run downloads the
@@ -15,6 +16,7 @@ from __future__ import annotations
 import csv
 import pathlib
 import time
+from typing import Any
 
 import data
 import devices
@@ -55,6 +57,17 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
         "Of keras_adam's optimizers only. None: the optimizer's default.",
         **to,
     )
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Weights'.", **to)
+    flags.DEFINE_bool(
+        "stochastic_rounding", False, "Of bfloat16 weights; keras_adam's only.", **to
+    )
+    flags.DEFINE_enum(
+        "moments_dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Of keras_adam's optimizers only. None: float32.",
+        **to,
+    )
     flags.DEFINE_integer("epochs", 10, "Passes over the training reviews.", 1, **to)
     flags.DEFINE_integer("batch_size", 128, "Reviews a step.", 1, **to)
     flags.DEFINE_integer("vocabulary", 20_000, "Rows of the table.", 3, **to)
@@ -85,28 +98,37 @@ def vectorize(
 def make_optimizer(
     name: str,
     learning_rate: float | None = None,
-    sparse_updates: str | None = None,
+    **own: Any,
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of that name; what is None stays at its default."""
-    if sparse_updates is not None and not name.startswith("keras_adam."):
+    """The optimizer of that name; what is None stays at its default.
+
+    Args:
+        name: One of OPTIMIZERS.
+        learning_rate: Of any of them.
+        **own: Arguments of keras_adam's optimizers only.
+    """
+    own = {k: v for k, v in own.items() if v is not None}
+    if own and not name.startswith("keras_adam."):
         raise app.UsageError(
-            f"--sparse_updates is an option of keras_adam's optimizers; {name} has "
+            f"--{next(iter(own))} is an option of keras_adam's optimizers; {name} has "
             "no such choice. Leave it out, or choose another --optimizer."
         )
-    given = {"learning_rate": learning_rate, "sparse_updates": sparse_updates}
-    return OPTIMIZERS[name](**{k: v for k, v in given.items() if v is not None})
+    given = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return OPTIMIZERS[name](**given, **own)
 
 
-def make_model(vocabulary: int, width: int = 64) -> keras.Model:
+def make_model(
+    vocabulary: int, width: int = 64, dtype: str | None = None
+) -> keras.Model:
     """The probability that a review is good, from its words' mean embedding."""
     return keras.Sequential(
         [
             keras.Input([None], dtype="int32"),
             # With the mask the mean is over the words and not over the padding.
-            keras.layers.Embedding(vocabulary, width, mask_zero=True),
-            keras.layers.GlobalAveragePooling1D(),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(1, activation="sigmoid"),
+            keras.layers.Embedding(vocabulary, width, mask_zero=True, dtype=dtype),
+            keras.layers.GlobalAveragePooling1D(dtype=dtype),
+            keras.layers.Dropout(0.5, dtype=dtype),
+            keras.layers.Dense(1, activation="sigmoid", dtype=dtype),
         ]
     )
 
@@ -148,13 +170,17 @@ def main(_) -> None:
     devices.use()
     keras.utils.set_random_seed(FLAGS.seed)
     optimizer = make_optimizer(
-        FLAGS.optimizer, FLAGS.learning_rate, FLAGS.sparse_updates
+        FLAGS.optimizer,
+        FLAGS.learning_rate,
+        sparse_updates=FLAGS.sparse_updates,
+        stochastic_rounding=FLAGS.stochastic_rounding or None,
+        moments_dtype=FLAGS.moments_dtype,
     )
     (texts, labels), (test_texts, test_labels) = data.load("imdb_reviews", FLAGS.limit)
     ids, test_ids = vectorize(
         texts, test_texts, FLAGS.vocabulary, FLAGS.sequence_length
     )
-    model = make_model(FLAGS.vocabulary)
+    model = make_model(FLAGS.vocabulary, dtype=FLAGS.dtype)
     model.compile(
         optimizer=optimizer,
         loss="binary_crossentropy",

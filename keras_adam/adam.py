@@ -64,8 +64,9 @@ class Adam(AdamMigration, Optimizer):
     theta = theta - learning_rate * m_hat / (sqrt(v_hat) + epsilon)
     ```
 
-    m and v are kept in float32 (float64 for float64 variables) whatever the
-    variable's dtype; the step is computed in that precision and cast once.
+    m and v are kept in float32 (float64 for float64 variables), or in
+    `moments_dtype`, whatever the variable's dtype; the step is computed in at least
+    float32 and cast once.
 
     Args:
         learning_rate: The paper's alpha: a float, a
@@ -97,6 +98,25 @@ class Adam(AdamMigration, Optimizer):
         bias_correction: If False, m_hat = m and v_hat = v (figure 4).
         amsgrad: If True, the largest v so far takes the place of v (Reddi et
             al., "On the Convergence of Adam and Beyond").
+        stochastic_rounding: If True, new bfloat16 and float16 weights are rounded
+            up or down at random, right on average (see `keras_adam.rounding`). To
+            nearest, steps below half a last digit are lost: 0.2 to 0.4% of a
+            bfloat16 weight. In exact mode a row is rounded when it is touched, and by
+            `settle` if it owes; `keras_adam.Embedding` reads it to nearest, and what
+            `ema_overwrite_frequency` writes is to nearest. Weights of other dtypes
+            are as ever, at no cost.
+        moments_dtype: None, "float32" or "bfloat16": what m and v are kept in; the
+            arithmetic stays in float32. None is float32, and float64 for float64
+            variables. "bfloat16" takes half the memory; m and v are then always
+            rounded stochastically, or v would stand still with beta_2 = 0.999. They
+            are right on average; with gradients of noise v is off by 3.5%, root mean
+            square, and the step by 1.8%. (`examples/imdb_embedding.py`: test accuracy
+            0.8858 with either.) Outside XLA dense variables then miss TensorFlow's
+            fused kernel. A saved state loads with another `moments_dtype`, rounded to
+            nearest.
+        seed: An integer; of stochastic rounding. Each seed rounds the same step
+            alike each time, in graph mode and under XLA, so that a training can be
+            repeated, and one that was saved goes on bit for bit.
         **base: Arguments of `keras.optimizers.Optimizer`: see
             `keras_adam.optimizer.RowOptimizer` for what each does, and costs,
             with embeddings.
@@ -122,12 +142,21 @@ class Adam(AdamMigration, Optimizer):
         epsilon: float = 1e-8,
         *,
         sparse_updates: str = "exact",
+        stochastic_rounding: bool = False,
+        moments_dtype: str | None = None,
+        seed: int = 0,
         epsilon_hat: bool = False,
         bias_correction: bool = True,
         amsgrad: bool = False,
         **base: Any,
     ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+        super().__init__(
+            *(learning_rate, beta_1, beta_2, sparse_updates),
+            stochastic_rounding=stochastic_rounding,
+            moments_dtype=moments_dtype,
+            seed=seed,
+            **base,
+        )
         if not epsilon >= 1e-30:
             raise ValueError(
                 "`epsilon` must be above 0, at least 1e-30, or a weight whose "

@@ -56,8 +56,9 @@ class AdaMax(AdaMaxMigration, Optimizer):
     ```
 
     There is no epsilon: where u is 0 every gradient so far was 0, and so is the
-    step. m and u are kept in float32 (float64 for float64 variables) whatever
-    the variable's dtype; the step is computed in that precision and cast once.
+    step. m and u are kept in float32 (float64 for float64 variables), or in
+    `moments_dtype`, whatever the variable's dtype; the step is computed in at least
+    float32 and cast once.
 
     Args:
         learning_rate: The paper's alpha: a float, a
@@ -70,6 +71,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
             gives: `"exact"`, `"lazy"` or `"dense"`, as in `keras_adam.Adam`.
             `"exact"` needs beta_1 < beta_2 on TensorFlow.
+        stochastic_rounding, moments_dtype, seed: As in `keras_adam.Adam`. In
+            bfloat16 u and the step are off by 2.2%, root mean square.
         **base: Arguments of `keras.optimizers.Optimizer`: see
             `keras_adam.optimizer.RowOptimizer` for what each does, and costs,
             with embeddings.
@@ -94,9 +97,18 @@ class AdaMax(AdaMaxMigration, Optimizer):
         beta_2: float = 0.999,
         *,
         sparse_updates: str = "exact",
+        stochastic_rounding: bool = False,
+        moments_dtype: str | None = None,
+        seed: int = 0,
         **base: Any,
     ) -> None:
-        super().__init__(learning_rate, beta_1, beta_2, sparse_updates, **base)
+        super().__init__(
+            *(learning_rate, beta_1, beta_2, sparse_updates),
+            stochastic_rounding=stochastic_rounding,
+            moments_dtype=moments_dtype,
+            seed=seed,
+            **base,
+        )
         self._check_exact()
 
     def _build_state(self, variables: list[Any]) -> None:

@@ -5,7 +5,7 @@ On JAX nothing here imports TensorFlow.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING or keras.backend.backend() == "tensorflow":
 
     from keras_adam import ledger, tails
     from keras_adam.optimizer import RowOptimizer as Optimizer
+
+    bitcast: Any = tf.bitcast
 elif keras.backend.backend() == "jax":
+    from jax.lax import bitcast_convert_type as bitcast
+
     from keras_adam.dense import DenseOptimizer as Optimizer
 
     tf = ledger = tails = None
@@ -25,4 +29,4 @@ else:
         'variable KERAS_BACKEND to "tensorflow" or "jax" before Keras is imported.'
     )
 
-__all__ = ["Optimizer", "ledger", "tails", "tf"]
+__all__ = ["Optimizer", "bitcast", "ledger", "tails", "tf"]

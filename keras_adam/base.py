@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_adam import rounding
+
 SPARSE_UPDATES = ("exact", "lazy", "dense")
+MOMENTS_DTYPES = (None, "float32", "bfloat16")
 
 
 def require_tensorflow(module: str) -> None:
@@ -81,6 +84,10 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         beta_1: float | Callable[[Any], Any],
         beta_2: float,
         sparse_updates: str,
+        *,
+        stochastic_rounding: bool = False,
+        moments_dtype: str | None = None,
+        seed: int = 0,
         **base: Any,
     ) -> None:
         if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
@@ -96,10 +103,25 @@ class BaseOptimizer(keras.optimizers.Optimizer):
                 f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
                 f"sparse_updates={sparse_updates!r}."
             )
+        if moments_dtype not in MOMENTS_DTYPES:
+            raise ValueError(
+                f"`moments_dtype` must be one of {MOMENTS_DTYPES}. Received: "
+                f"moments_dtype={moments_dtype!r}. None keeps moments in float32, and "
+                "those of float64 variables in float64."
+            )
+        if not isinstance(seed, int):
+            raise ValueError(
+                "`seed`, of stochastic rounding, must be an integer: the same one "
+                f"rounds alike each time. Received: seed={seed!r}. Use 0, the default."
+            )
         super().__init__(learning_rate=learning_rate, **base)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.sparse_updates = sparse_updates
+        self.stochastic_rounding = stochastic_rounding
+        self.moments_dtype = moments_dtype
+        self.seed = seed
+        self._dtype_of_added: str | None = None
 
     # What a subclass gives.
 
@@ -128,7 +150,9 @@ class BaseOptimizer(keras.optimizers.Optimizer):
                     f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
                 )
         super().build(variables)
+        self._dtype_of_added = self.moments_dtype
         self._build_state(variables)
+        self._dtype_of_added = None
         if callable(self.beta_1):
             dtypes = {state_dtype(v.dtype) for v in variables}
             self._correction_1 = self.add_variable(
@@ -139,8 +163,25 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
     ) -> Any:
         # Averages need the digits that a half-precision weight does without.
-        dtype = state_dtype(dtype or keras.backend.floatx())
+        dtype = self._dtype_of_added or state_dtype(dtype or keras.backend.floatx())
         return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
+
+    def _rounding_keys(self, i: int, use: int = 0) -> list[Any]:
+        """`rounding.cast`'s, of the i-th variable and of its state, for this step.
+
+        Args:
+            use: What for: 0 is the step itself, 1 is to settle.
+        """
+        variables = [self._trainable_variables[i], *self._state(i)]
+        # Moments in bfloat16 always: beta_2 = 0.999 takes off less than half a digit.
+        narrow = [
+            keras.backend.standardize_dtype(x.dtype) in rounding.BITS for x in variables
+        ]
+        narrow[0] &= self.stochastic_rounding
+        return [
+            rounding.key(self.iterations, self.seed, i, k, use) if x else None
+            for k, x in enumerate(narrow)
+        ]
 
     def _row_state(self) -> list[Any]:
         """The last of `variables`: a vector for some tables each, by mode."""
@@ -220,6 +261,9 @@ class BaseOptimizer(keras.optimizers.Optimizer):
             "beta_1": beta_1,
             "beta_2": self.beta_2,
             "sparse_updates": self.sparse_updates,
+            "stochastic_rounding": self.stochastic_rounding,
+            "moments_dtype": self.moments_dtype,
+            "seed": self.seed,
         }
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_adam import rounding
 from keras_adam.base import BaseOptimizer, share, state_dtype
 
 
@@ -87,11 +88,12 @@ class DenseOptimizer(BaseOptimizer):
         theta = ops.cast(variable, g.dtype)
         if self.weight_decay is not None and self._use_weight_decay(variable):
             theta = theta - theta * (alpha * self.weight_decay)
-        state = self._state(self._get_variable_index(variable))
-        values = [ops.convert_to_tensor(x) for x in state]
+        i = self._get_variable_index(variable)
+        tables = [variable, *self._state(i)]
+        values = [ops.cast(x, g.dtype) for x in tables[1:]]
         theta, values = self.rule(theta, g, values, scalars)
-        for x, value in zip((variable, *state), (theta, *values)):
-            x.assign(ops.cast(value, x.dtype))
+        for x, value, key in zip(tables, (theta, *values), self._rounding_keys(i)):
+            x.assign(rounding.cast(value, x.dtype, key))
 
     def _average(self) -> None:
         t = self.iterations + 1

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_adam.adam import Adam
 from keras_adam.adamax import AdaMax
-from keras_adam.base import Step, one_minus_power, require_tensorflow
+from keras_adam.base import Step, one_minus_power, require_tensorflow, state_dtype
 from keras_adam.exact import native
 
 __all__ = ["StepDiagnostics"]
@@ -208,7 +208,8 @@ def _owes(optimizer: Any, i: int) -> bool:
 def figures(optimizer: Any, i: int) -> tf.Tensor:
     """`FIGURES`, or `ADAMAX_FIGURES`, of the i-th variable, in float64."""
     tables = [native(x).read_value() for x in optimizer._state(i)]
-    dtype, size = tables[0].dtype, tables[0].shape.num_elements()
+    dtype = tf.as_dtype(state_dtype(optimizer._trainable_variables[i].dtype))
+    size = tables[0].shape.num_elements()
     owes = _owes(optimizer, i)
     if owes:
         debts = optimizer._debts(i, optimizer._untracked.rounded.get(i, False))
@@ -234,7 +235,7 @@ def figures(optimizer: Any, i: int) -> tf.Tensor:
         if owes:
             *values, last = values
             values = debts.state(values, last)
-        m, v, *v_max = values
+        m, v, *v_max = [tf.cast(x, dtype) for x in values]
         if isinstance(optimizer, Adam):
             r = tf.sqrt(v_max[0] if v_max else v)
             had_gradient = (m != 0) | (r != 0)

@@ -75,6 +75,7 @@ class ExactRows:
     _lead: Callable[[Any], Any]
     _has_kernel: Callable[[], bool]
     _decays: Callable[[Any], bool]
+    _rounding_keys: Callable[..., list[Any]]
     _replicas: bool
     _on_each_replica: Callable[[Callable[[], None]], None]
 
@@ -222,9 +223,8 @@ class ExactRows:
         variable = self._trainable_variables[i]
         dtype = state_dtype(variable.dtype)
         if as_kernel is None:
-            as_kernel = (
-                self._has_kernel() and dtype == variable.dtype and not rows.in_xla()
-            )
+            same = all(x.dtype == dtype for x in (variable, *self._state(i)))
+            as_kernel = self._has_kernel() and same and not rows.in_xla()
             self._untracked.rounded[i] = as_kernel
         plan = self._plan
         if as_kernel:
@@ -318,7 +318,8 @@ class ExactRows:
 
         def settler(f: Callable[..., None]) -> Any:
             def settle() -> None:
-                f(self._tables(i), self._debts(i, as_kernel, ahead))
+                debts = self._debts(i, as_kernel, ahead)
+                f(self._tables(i), debts._replace(keys=self._rounding_keys(i, 1)))
 
             return tf.function(settle, jit_compile=True) if large else settle
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_adam import rows, tails
-from keras_adam.base import share
+from keras_adam import rounding, rows, tails
+from keras_adam.base import share, state_dtype
 from keras_adam.tails import Plan
 
 # Steps a history goes back. `sweep` lets no row stay behind for longer.
@@ -77,6 +77,7 @@ class Debts(NamedTuple):
     last: tf.Variable  # the step of each row's last update
     t: tf.Tensor  # the steps done, int32
     momentum: float | None = None  # of the average, if there is one
+    keys: Sequence[Any] = ()  # by which to round what is settled
 
     def settled(self, values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
         """Rows as they would be had no step skipped them.
@@ -94,7 +95,8 @@ class Debts(NamedTuple):
         return compute(values[0], values[1:], *self._of(last))
 
     def state(self, values: list[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
-        m, v, *others = values
+        # Moments may be kept in fewer digits than are reckoned with.
+        m, v, *others = [tf.cast(x, state_dtype(x.dtype)) for x in values]
         return [*rows.compiled(_state, self.plan)([m, v], *self._of(last)), *others]
 
     def average(
@@ -132,8 +134,8 @@ class Debts(NamedTuple):
 def _theta(
     tail: Tail, plan: Plan, theta: Any, state: Any, history: Any, gap: Any, log: Any
 ) -> Any:
-    dtype = state[0].dtype
-    theta = tf.cast(theta, dtype)
+    dtype = tf.as_dtype(state_dtype(theta.dtype))
+    theta, *state = [tf.cast(x, dtype) for x in (theta, *state)]
     owed = tails.owed(plan, history, gap, log, len(theta.shape), dtype)
     paid = tail(plan, state, owed)
     if owed.decay is not None:
@@ -165,7 +167,7 @@ def _average(
     average += (tf.cast(theta, dtype) - average) * weight
     if plan is not None:
         owed = tails.owed(plan, history, gap, None, rank, dtype, t)
-        average -= tail(plan, state, owed)
+        average -= tail(plan, [tf.cast(x, dtype) for x in state], owed)
     if new is not None:
         weight = tf.cast(share(momentum, 1, t + 1), dtype)
         average += (tf.cast(new, dtype) - average) * weight
@@ -234,7 +236,7 @@ def settle_theta(tables: list[tf.Variable], debts: Debts) -> None:
     """
     values = [_untaped(x) for x in tables]
     theta = debts.theta(values, debts.last.read_value())
-    tables[0].assign(tf.cast(theta, tables[0].dtype))
+    tables[0].assign(rounding.cast(theta, tables[0].dtype.name, debts.keys[0]))
 
 
 def _untaped(x: tf.Variable) -> tf.Tensor:
@@ -245,8 +247,9 @@ def _untaped(x: tf.Variable) -> tf.Tensor:
 def settle_state(tables: list[tf.Variable], debts: Debts) -> None:
     """Brings the state of all rows to date."""
     values = [x.read_value() for x in tables[1:]]
-    for x, value in zip(tables[1:3], debts.state(values, debts.last.read_value())):
-        x.assign(value)
+    values = debts.state(values, debts.last.read_value())
+    for x, value, key in zip(tables[1:3], values, debts.keys[1:]):
+        x.assign(rounding.cast(value, x.dtype.name, key))
     mark(debts, None, debts.t, tables)
 
 

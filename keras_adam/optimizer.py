@@ -273,15 +273,16 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
         for i, g, variable in zip(indices, grads, trainable_variables):
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
-            kernel = self._has_kernel() and takes_kernel(g, variable, decays)
+            state = [native(x) for x in self._state(i)]
+            tables = [native(variable), *state]
+            kernel = self._has_kernel() and takes_kernel(g, tables, decays)
             if (dtype, kernel) not in scalars:
                 step = self._step(learning_rate, dtype, kernel)
                 scalars[dtype, kernel] = step.alpha, self._scalars(step)
             alpha, s = scalars[dtype, kernel]
             decay = alpha * self.weight_decay if decays else None
-            state = [native(x) for x in self._state(i)]
             update(
-                *(native(variable), g, state, s, decay),
+                *(tables[0], g, state, s, decay),
                 rule=self.rule,
                 kernel=self._kernel if kernel else None,
                 copies=self._untracked.workspaces[i].copies
@@ -289,6 +290,7 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
                 else [],
                 compiled=self._untracked.compiled,
                 once=self._once,
+                keys=self._rounding_keys(i),
                 **self._settled_rows(i, g),
             )
         self._end_step(dict(zip(indices, grads)), learning_rate)

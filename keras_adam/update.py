@@ -8,14 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_adam import rows
+from keras_adam import rounding, rows
 from keras_adam.rows import Rows
 
 # (theta, g, state, scalars) -> (theta, state), of tensors.
 Rule = Callable[..., tuple[Any, Sequence[Any]]]
 
 
-def takes_kernel(g: tf.Tensor | Rows, variable: Any, decays: bool) -> bool:
+def takes_kernel(g: tf.Tensor | Rows, tables: Sequence[Any], decays: bool) -> bool:
     """Whether TensorFlow's own fused kernel is to stand in for the rule.
 
     Outside XLA it is the fastest there is (16 variables of 1,000,000 on two
@@ -23,9 +23,9 @@ def takes_kernel(g: tf.Tensor | Rows, variable: Any, decays: bool) -> bool:
     decay: a second pass over a variable, next to nothing over rows. Under XLA
     the rule itself becomes one fusion a variable, as fast.
     """
-    dtypes = {variable.dtype, g.values.dtype if isinstance(g, Rows) else g.dtype}
+    values = g.values if isinstance(g, Rows) else g
     return (
-        len({tf.as_dtype(d) for d in dtypes}) == 1
+        len({tf.as_dtype(x.dtype) for x in (values, *tables)}) == 1
         and (isinstance(g, Rows) or not decays)
         and not rows.in_xla()
     )
@@ -42,6 +42,7 @@ def update(
     kernel: Callable[..., None] | None,
     copies: Sequence[tf.Variable],
     compiled: Callable[..., None],
+    keys: Sequence[tf.Tensor | None],
     values: Sequence[tf.Tensor] | None = None,
     average: Callable[[tf.Tensor], None] | None = None,
     once: Callable[[tf.Tensor], tf.Tensor],
@@ -58,6 +59,7 @@ def update(
         kernel: A kernel that computes it, if `takes_kernel`.
         copies: For `Rows` and a kernel: `Workspace.copies`.
         compiled: From `compile_assign`.
+        keys: By which to round the new weights and state: `rounding.cast`'s.
         values: For `Rows`: those of theta and the state, if not what the variables
             hold.
         average: For `Rows`: called with the new theta, to be averaged.
@@ -75,6 +77,9 @@ def update(
                 copy.assign(value)
             kernel(copies[0], g.values, copies[1:], scalars)
             values = [copy.read_value() for copy in copies]
+        if any(key is not None for key in keys):
+            dtypes = tuple(x.dtype.name for x in tables)
+            values = rows.compiled(_rounded, dtypes)(values, keys, g.lengthened)
         for x, value in zip(tables, values):
             rows.scatter(x, g.ids, value)
         if average is not None:
@@ -82,9 +87,9 @@ def update(
     elif kernel is not None:
         kernel(variable, g, state, scalars)
     elif rows.in_xla() or tf.executing_eagerly():  # eager: to be stepped through
-        _assign(rule, tables, g, scalars, decay)
+        _assign(rule, tables, g, scalars, decay, keys)
     else:
-        compiled(rule, tables, g, scalars, decay)
+        compiled(rule, tables, g, scalars, decay, keys)
 
 
 def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
@@ -92,15 +97,22 @@ def _decayed(theta: tf.Tensor, decay: tf.Tensor | None) -> tf.Tensor:
 
 
 def _apply(rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any) -> list[Any]:
-    theta, *state = tables
-    theta = _decayed(tf.cast(theta, g.dtype), decay)
-    theta, state = rule(theta, g, state, scalars)
-    return [theta, *state]
+    theta, *state = [tf.cast(x, g.dtype) for x in tables]
+    theta = _decayed(theta, decay)
+    theta, new = rule(theta, g, state, scalars)
+    return [theta, *new]
 
 
-def _assign(rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any) -> None:
-    for x, value in zip(tables, _apply(rule, tables, g, scalars, decay)):
-        x.assign(tf.cast(value, x.dtype))
+def _rounded(dtypes: Any, values: Any, keys: Any, ids: Any) -> list[Any]:
+    return [rounding.cast(x, d, k, ids) for x, d, k in zip(values, dtypes, keys)]
+
+
+def _assign(
+    rule: Rule, tables: Any, g: Any, scalars: Any, decay: Any, keys: Any
+) -> None:
+    values = _apply(rule, tables, g, scalars, decay)
+    for x, value, key in zip(tables, values, keys):
+        x.assign(rounding.cast(value, x.dtype.name, key))
 
 
 def compile_assign() -> Any:

@@ -33,6 +33,7 @@ CASES = {
     "exact": lambda: Adam(0.01),
     "dense": lambda: Adam(0.01, sparse_updates="dense"),
     "adamax": lambda: AdaMax(0.01),
+    "bfloat16 moments": lambda: Adam(0.01, moments_dtype="bfloat16"),
     "beta_1 schedule": lambda: Adam(
         0.01, beta_1=keras_adam.schedules.ExponentialBetaDecay(0.9, 0.999)
     ),

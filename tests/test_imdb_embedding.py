@@ -45,6 +45,7 @@ def check(rows: list[dict[str, float]], epochs: int) -> None:
     "args",
     [
         ["--sparse_updates=lazy"],
+        ["--dtype=bfloat16", "--stochastic_rounding", "--moments_dtype=bfloat16"],
         ["--sparse_updates=dense", "--jit=false"],
         ["--optimizer=keras.Adam", "--jit=true"],
     ],
@@ -91,9 +92,11 @@ def test_optimizer(name):
     assert float(given.learning_rate) == 0.25
 
 
-def test_sparse_updates_of_keras(run):
-    with pytest.raises(app.UsageError, match=r"sparse_updates.*keras\.SGD"):
-        run("--optimizer=keras.SGD", "--sparse_updates=dense")
+@pytest.mark.parametrize("option", ["sparse_updates=dense", "stochastic_rounding"])
+def test_own_options_with_an_optimizer_of_keras(run, option):
+    name = option.partition("=")[0]
+    with pytest.raises(app.UsageError, match=rf"--{name} .*keras\.SGD"):
+        run("--optimizer=keras.SGD", f"--{option}")
 
 
 def test_missing_data(tmp_path):

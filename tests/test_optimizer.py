@@ -70,6 +70,9 @@ CONFIGS = {
     "adam_options": lambda: keras_adam.Adam(
         0.01, use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2
     ),
+    "adam_moments": lambda: keras_adam.Adam(
+        0.01, amsgrad=True, stochastic_rounding=True, moments_dtype="bfloat16", seed=3
+    ),
     "adamax": lambda: keras_adam.AdaMax(0.01, beta_2=0.95, global_clipnorm=1.0),
 }
 

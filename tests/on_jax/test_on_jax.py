@@ -11,6 +11,7 @@ import pathlib
 import cases
 import jax
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -111,6 +112,44 @@ def test_options(name, option, execution, mode):
             optimizer._model_variables_moving_average, training.averages
         ):
             np.testing.assert_allclose(ours.numpy(), average, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_low_precision_is_the_oracle_s_on_average(execution, accumulate):
+    """Of columns that all have the same gradients; to nearest none would move."""
+    rng, rate, width = np.random.default_rng(0), 2.0**-10, 4096
+    first = np.tile([[1.5], [-1.25], [1.9]], (1, width)).astype(ml_dtypes.bfloat16)
+    column = rng.standard_normal((16, 3, 1)).astype(np.float32)
+    gradients = [[np.tile(g, (1, width))] for g in column]
+    variable = keras.Variable(first, dtype="bfloat16")
+    optimizer = keras_adam.Adam(
+        rate,
+        stochastic_rounding=True,
+        moments_dtype="bfloat16",
+        gradient_accumulation_steps=accumulate,
+    )
+    optimizer.build([variable])
+    EXECUTIONS[execution](optimizer, [variable], gradients)
+    truth = reference.Training(
+        *(reference.Adam(), [first], [np.float64]),
+        lazy=False,
+        learning_rate=rate,
+        gradient_accumulation_steps=accumulate or 1,
+    )
+    for g in gradients:
+        truth.apply(g)
+    state = truth.states[0]
+    for x, value in zip(
+        (*optimizer._state(0), variable), (state["m"], state["v"], truth.thetas[0])
+    ):
+        assert x.dtype == "bfloat16"
+        x = np.asarray(x.value).astype(np.float64)
+        sigma = x.std(axis=1) / np.sqrt(width)
+        # theta is no linear function of v: to a share of the way.
+        bound = 6 * sigma + (0.01 * rate if value is truth.thetas[0] else 0)
+        assert np.all(sigma > 0)
+        assert np.all(np.abs(x.mean(axis=1) - value[:, 0]) <= bound + 1e-9)
 
 
 @pytest.mark.parametrize("make", [keras_adam.Adam, keras_adam.AdaMax])
