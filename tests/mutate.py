@@ -10,7 +10,7 @@ fault. `--seconds` takes mutants at random until the time is up.
 """
 
 import argparse
-import contextlib
+import importlib
 import os
 import pathlib
 import random
@@ -19,18 +19,19 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
-import hypothesis  # noqa: F401
 import keras  # noqa: F401
 import ml_dtypes  # noqa: F401
 import mutants
 import numpy as np  # noqa: F401
 import pytest
-import tensorflow as tf  # noqa: F401
+import tensorflow as tf
 from equivalent import EQUIVALENT
 
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = TESTS.parent / "keras_adam"
+UNSWEPT, MONKEYPATCH = "unswept", "monkeypatch"  # arguments that stand for these
 LIMIT = 300  # seconds for a mutant, such as one whose loop does not end
 
 # What computes weights, state and averages; not what checks arguments, chooses
@@ -70,58 +71,108 @@ NAMES = (
     *("adam", "adam_hat", "adam_betas", "adam_beta_1_0", "adam_uncorrected"),
     *("adam_beta_1_schedule", "amsgrad", "adamax", "adamax_betas"),
 )
-PATTERNS = "test_trajectory.py::test_patterns[{}-{}-{}-{}]"
-OPTIONS = "test_trajectory.py::test_options[{}-{}-eager-{}]"
-# Those that find most, in the least time, first.
-NODES = [
-    "test_rows.py::test_sum_repeats",
-    "test_tails.py::test_sweep_reaches_every_row_in_time",
-    "test_averaging.py::test_share",
-    *(PATTERNS.format(n, "dense", "eager", "repeats") for n in NAMES),
-    *(PATTERNS.format(n, "lazy", "eager", "empty") for n in NAMES),
-    "test_trajectory.py::test_dtypes[adam-dense-eager-bfloat16]",
-    "test_trajectory.py::test_dtypes[adamax-dense-eager-bfloat16]",
-    *(PATTERNS.format(n, "exact", "eager", "repeats") for n in NAMES),
-    *(OPTIONS.format("adam", "exact", o) for o in ("weight_decay", "ema")),
-    *(OPTIONS.format("adamax", "lazy", o) for o in ("weight_decay", "ema")),
-    OPTIONS.format("adam", "dense", "weight_decay"),
-    OPTIONS.format("adam", "exact", "ema_overwrite"),
-    OPTIONS.format("adam", "exact", "accumulation_clip_decay"),
-    OPTIONS.format("adam", "lazy", "ema_overwrite_accumulation_clip"),
-    "test_trajectory.py::test_u_of_zero_is_a_step_of_zero[eager]",
-    "test_ledger.py::test_settle_pays_once[eager]",
-    "test_ledger.py::test_dense_and_sparse_gradients_of_one_table[eager]",
-    "test_ledger.py::test_dense_steps_before_the_first_sparse_one",
-    PATTERNS.format("adam", "exact", "graph", "ragged"),
-    PATTERNS.format("adam", "exact", "xla", "repeats"),
-    "test_tails.py::test_long_sums_of_logarithms_keep_small_steps",
-    "test_tails.py::test_tails_are_right_to_1e_5_of_themselves[adam-warm_up]",
+
+
+def trajectory(test, mode, last, names=("adam",), execution="eager"):
+    name = f"test_{test}"
+    return [("test_trajectory", name, (n, mode, execution, last)) for n in names]
+
+
+ROWS = [
+    ("test_rows", "test_sum_repeats", (False,)),
+    ("test_rows", "test_sum_repeats", (True,)),
+    ("test_tails", "test_sweep_reaches_every_row_in_time", (MONKEYPATCH,)),
 ]
+DENSE = [
+    *trajectory("patterns", "dense", "repeats", NAMES),
+    *trajectory("dtypes", "dense", "bfloat16", ("adam", "adamax")),
+    *trajectory("options", "dense", "weight_decay"),
+    ("test_trajectory", "test_u_of_zero_is_a_step_of_zero", ("eager",)),
+]
+LAZY = [
+    *trajectory("patterns", "lazy", "empty", NAMES),
+    *trajectory("options", "lazy", "weight_decay", ("adamax",)),
+    *trajectory("options", "lazy", "ema_overwrite_accumulation_clip"),
+]
+AVERAGES = [
+    *(("test_averaging", "test_share", (g,)) for g in (0.0, 0.5, 1.0)),
+    *trajectory("options", "exact", "ema"),
+    *trajectory("options", "lazy", "ema", ("adamax",)),
+    *trajectory("options", "exact", "ema_overwrite"),
+]
+EXACT = [
+    *trajectory("patterns", "exact", "repeats", NAMES),
+    *trajectory("options", "exact", "weight_decay"),
+    *trajectory("options", "exact", "accumulation_clip_decay"),
+    ("test_ledger", "test_settle_pays_once", (UNSWEPT, "eager")),
+    ("test_ledger", "test_dense_and_sparse_gradients_of_one_table", (UNSWEPT, "eager")),
+    ("test_ledger", "test_dense_steps_before_the_first_sparse_one", (UNSWEPT,)),
+]
+COMPILED = [
+    *trajectory("patterns", "exact", "ragged", execution="graph"),
+    *trajectory("patterns", "exact", "repeats", execution="xla"),
+    ("test_tails", "test_long_sums_of_logarithms_keep_small_steps", ()),
+    ("test_tails", "test_tails_are_right_to_1e_5_of_themselves", ("adam", "warm_up")),
+]
+FIRST = {
+    **dict.fromkeys(("tails.py", "ledger.py", "exact.py"), EXACT),
+    "averaging.py": AVERAGES,
+    "rows.py": ROWS + EXACT[:1],
+}
 
 
-def run(source, file, folder, quiet=True):
+def tests(file):
+    """Those that find most faults of a file, in the least time, first."""
+    every = [*DENSE, *LAZY, *EXACT, *AVERAGES, *ROWS, *COMPILED]
+    first = FIRST.get(file, [])
+    return [*first, *(test for test in every if test not in first)]
+
+
+def call(module, name, args):
+    """Runs a test without pytest, whose collecting takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if UNSWEPT in args:
+            ledger = importlib.import_module("keras_adam.ledger")
+            none = tf.zeros([0], tf.int32)
+            monkeypatch.setattr(ledger, "sweep", lambda rows, t: none)
+        args = [monkeypatch if x is MONKEYPATCH else x for x in args]
+        getattr(importlib.import_module(module), name)(*args)
+
+
+def child(file, folder, verbose):
+    sys.path.insert(0, str(folder))
+    import keras_adam
+
+    assert pathlib.Path(keras_adam.__file__).parent == folder / "keras_adam"
+    for test in tests(file):
+        since = time.monotonic()
+        try:
+            call(*test)
+        except Exception:
+            if verbose:
+                traceback.print_exc()
+            return 1
+        if verbose:
+            print(f"{time.monotonic() - since:6.2f} s {test}", flush=True)
+    return 0
+
+
+def run(source, file, folder, verbose=False):
     """Whether the tests pass, in a fork; None for no answer within `LIMIT`."""
-    package = folder / "keras_adam"
+    target = folder / "keras_adam" / file
     original = (PACKAGE / file).read_text()
-    (package / file).write_text(source or original)
+    target.write_text(source or original)
     pid = os.fork()
     if pid == 0:
         status = 1
-        with contextlib.suppress(BaseException):
-            if quiet:
+        try:
+            if not verbose:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, 1)
                 os.dup2(null, 2)
-            sys.path.insert(0, str(folder))
-            import keras_adam
-
-            assert pathlib.Path(keras_adam.__file__).parent == package
-            options = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
-            if not quiet:
-                options += ["--durations=50", "--durations-min=0"]
-            nodes = [f"{TESTS}/{node}" for node in NODES]
-            status = int(pytest.main([*options, f"--rootdir={TESTS.parent}", *nodes]))
-        os._exit(status)
+            status = child(file, folder, verbose)
+        finally:
+            os._exit(status)
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -132,7 +183,7 @@ def run(source, file, folder, quiet=True):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         status = None
-    (package / file).write_text(original)
+    target.write_text(original)
     return None if status is None else status == 0
 
 
@@ -161,7 +212,7 @@ def main():
         folder = pathlib.Path(folder)
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PACKAGE, folder / "keras_adam", ignore=ignore)
-        if not run(None, "adam.py", folder, quiet=False):
+        if not run(None, "adam.py", folder, verbose=True):
             sys.exit("The tests fail without a mutant.")
         for mutant in todo:
             if args.seconds and time.monotonic() - start > args.seconds:
