@@ -109,6 +109,10 @@ EXACT = [
     ("test_ledger", "test_dense_steps_before_the_first_sparse_one", (UNSWEPT,)),
 ]
 COMPILED = [
+    *(
+        ("test_trajectory", "test_betas_near_the_edge", (MONKEYPATCH, n, "graph"))
+        for n in ("adam", "adamax")
+    ),
     *trajectory("patterns", "exact", "ragged", execution="graph"),
     *trajectory("patterns", "exact", "repeats", execution="xla"),
     ("test_tails", "test_long_sums_of_logarithms_keep_small_steps", ()),

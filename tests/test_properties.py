@@ -10,6 +10,7 @@ has had: see `ulps.Oracle.units`.
 """
 
 import math
+import zlib
 
 import hypothesis
 import keras
@@ -24,19 +25,9 @@ from hypothesis import strategies as st
 
 import keras_adam
 
-hypothesis.settings.register_profile(
-    "few",
-    max_examples=5,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 FEW = hypothesis.settings.get_profile("few")
-hypothesis.settings.register_profile("many", FEW, max_examples=17, derandomize=False)
 MANY = hypothesis.settings.get_current_profile_name() == "many"
-RANDOM = hypothesis.settings() if MANY else FEW
+RANDOM = hypothesis.settings.get_profile("many") if MANY else FEW
 CASES = 50 if MANY else 10  # of a program
 
 largest = {}
@@ -88,6 +79,8 @@ def test_random_trainings(mode, execution):
             largest[mode, execution] = n + 1, max(most, error), share, where
             assert error <= bound, (error, program, case)  # False for NaN
 
+    if not MANY:  # other programs for each of the six, the same each time
+        run = hypothesis.seed(zlib.crc32(f"{mode} {execution}".encode()))(run)
     run()
 
 
