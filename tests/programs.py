@@ -8,6 +8,7 @@ a case 30 ms, so many cases go through a program, whose variables are reset betw
 import dataclasses
 import math
 
+import hypothesis
 import keras
 import numpy as np
 import tensorflow as tf
@@ -88,7 +89,7 @@ def programs(draw, mode, execution):
                 base["ema_overwrite_frequency"] = draw(st.integers(1, 5))
         else:
             base[name] = value
-    return Program(
+    program = Program(
         cls,
         rule,
         factor,
@@ -102,6 +103,20 @@ def programs(draw, mode, execution):
         mode,
         execution,
     )
+    try:
+        _optimizer(program)
+    except ValueError as error:  # exact mode does not take betas of all windows
+        hypothesis.assume("costs too much" not in str(error))
+        raise
+    return program
+
+
+def _optimizer(p):
+    rule = dict(p.rule)
+    if p.factor is not None:
+        rule["beta_1"] = Halving(rule["beta_1"], p.factor)
+    cls = getattr(keras_adam, p.cls)
+    return cls(learning_rate=p.rate, sparse_updates=p.mode, **rule, **p.base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +193,7 @@ class Compiled:
             keras.Variable(np.zeros(s), dtype=p.dtype, name=f"v{len(s)}{i}")
             for i, s in enumerate(shapes)
         ]
-        rule = dict(p.rule)
-        if p.factor is not None:
-            rule["beta_1"] = Halving(rule["beta_1"], p.factor)
-        self.optimizer = getattr(keras_adam, p.cls)(
-            learning_rate=p.rate, sparse_updates=p.mode, **rule, **p.base
-        )
+        self.optimizer = _optimizer(p)
         self.optimizer.build(self.variables)
 
         def apply(values, ids, vector):
