@@ -113,9 +113,13 @@ def largest_error(program, found, oracle):
     oracle's own error, whose 1 - beta^t is as exact as beta^t near 1 is.
     """
     own = 1e-15 / (1 - max(program.rule["beta_1"], program.rule["beta_2"]))
+    average = 0.0  # of weights that averages overwrite, 1 - momentum^t likewise
+    if "ema_overwrite_frequency" in program.base:
+        average = 1e-15 / (1 - program.base["ema_momentum"])
     worst = 0.0
     for i, (x, unit) in enumerate(zip(found, oracle.units(), strict=True)):
         error = np.abs(x - oracle.training.thetas[i])
         error = error - TAIL * oracle.owed[i] - own * np.abs(oracle.one_way.thetas[i])
+        error = error - average * oracle.largest[i]
         worst = np.maximum(worst, np.max(error / unit))  # NaN, if there is one
     return float(worst)
