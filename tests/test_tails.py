@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 
+import keras_adam
 from keras_adam import ledger, tails
 
 # (beta_1, beta_2, decays, corrected)
@@ -86,6 +88,42 @@ def test_tails_are_right_to_1e_5_of_themselves(name, rate):
                 np.testing.assert_allclose(m, beta_1**gap, rtol=2e-5, atol=1e-38)
                 np.testing.assert_allclose(v, beta_2**gap, rtol=2e-5)
     assert worst < 1e-5
+
+
+# name: (ours, the oracle's without epsilon)
+RESTING = {
+    "adam": (
+        lambda b: keras_adam.Adam(beta_1=b, beta_2=0.95),
+        lambda b: reference.Adam(b, 0.95, epsilon=0),
+    ),
+    "amsgrad": (
+        lambda b: keras_adam.Adam(beta_1=b, beta_2=0.95, amsgrad=True),
+        lambda b: reference.Adam(b, 0.95, epsilon=0, amsgrad=True),
+    ),
+    "adamax": (
+        lambda b: keras_adam.AdaMax(beta_1=b, beta_2=0.95),
+        lambda b: reference.AdaMax(b, 0.95),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_after_the_window_a_row_rests(name):
+    """Its step is then a 1e-8th of the first; and a window is no longer than that."""
+    make, rule_of = RESTING[name]
+    for beta_1 in (0.3, 0.9):
+        rule = rule_of(beta_1)
+        state = rule.init(np.zeros(1))
+        steps = [rule.step(state, np.array([t == 1]), 1.0, t)[0] for t in range(1, 600)]
+        ratio = steps[-1] / steps[-2]
+        window = make(beta_1)._make_plan(beta_1).window
+        assert ratio**window <= 1e-8 < ratio ** (window - 2)
+
+
+@pytest.mark.parametrize("cls", [keras_adam.Adam, keras_adam.AdaMax])
+def test_the_edge_itself_is_refused(cls):
+    with pytest.raises(ValueError, match="steps that fall"):
+        cls(beta_1=0.5, beta_2=0.25 if cls is keras_adam.Adam else 0.5)
 
 
 def test_long_sums_of_logarithms_keep_small_steps():

@@ -3,9 +3,12 @@
 import cases
 import numpy as np
 import pytest
+import reference
+import tensorflow as tf
 from cases import DTYPES, EXECUTIONS, MODES, OPTIMIZERS, OPTIONS, PATTERNS
 
-from keras_adam import rows
+import keras_adam
+from keras_adam import ledger, rows
 
 STEPS = 7
 
@@ -111,6 +114,40 @@ def test_gaps_of_thousands_of_steps(monkeypatch, name, mode, execution):
         np.testing.assert_allclose(variable.numpy(), theta, rtol=0, atol=2e-5)
     if mode == "lazy":
         assert np.all(variables[0].numpy()[3] == thetas[0][3])
+
+
+# name: (ours, the oracle's), of betas at which a row moves for long as it rests.
+NEAR_THE_EDGE = {
+    "adam": (
+        lambda **k: keras_adam.Adam(beta_1=0.87, beta_2=0.9, **k),
+        reference.Adam(beta_1=0.87, beta_2=0.9),
+    ),
+    "adamax": (
+        lambda **k: keras_adam.AdaMax(beta_1=0.6, beta_2=0.65, **k),
+        reference.AdaMax(beta_1=0.6, beta_2=0.65),
+    ),
+}
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla"])
+@pytest.mark.parametrize("name", NEAR_THE_EDGE)
+def test_betas_near_the_edge(monkeypatch, name, execution):
+    """A step is 0.92 of the one before it, for 60 steps of rest."""
+    monkeypatch.setattr(ledger, "sweep", lambda rows, t: tf.zeros([0], tf.int32))
+    make, rule = NEAR_THE_EDGE[name]
+    rng = np.random.default_rng(0)
+    thetas = [rng.standard_normal(s).astype(np.float32) for s in ((4, 2), (5,))]
+    gradients = []
+    for step in range(60):
+        ids = np.arange(4 if step == 0 else 1, dtype=np.int32)
+        values, vector = (rng.standard_normal(s) for s in ((len(ids), 2), (5,)))
+        gradients.append([(values.astype("f"), ids), vector.astype("f")])
+    _, variables = cases.train(
+        lambda: make(learning_rate=cases.LEARNING_RATE), execution, thetas, gradients
+    )
+    training = cases.oracle(rule, thetas, gradients, mode="exact")
+    for variable, theta in zip(variables, training.thetas, strict=True):
+        np.testing.assert_allclose(variable.numpy(), theta, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

@@ -1,0 +1,49 @@
+"""Mutants that are no faults: (file, function, before, after), and why."""
+
+REFUSED = "a ratio of 1 or above is refused, whatever it is"
+NEVER_UPDATED = "a row that was never updated has m = 0, and owes nothing of anything"
+OWES_NOTHING = "multiplied by coefficients that are 0 where no step was skipped"
+
+EQUIVALENT = {
+    ("adam.py", "_make_plan", "beta_1 < root", "beta_1 <= root"): REFUSED,
+    (
+        *("adam.py", "_make_plan"),
+        "beta_1 / root if beta_1 < root else 1.0",
+        "beta_1 / root if beta_1 < root else 1.5",
+    ): REFUSED,
+    (
+        *("adamax.py", "_make_plan"),
+        "beta_1 < self.beta_2",
+        "beta_1 <= self.beta_2",
+    ): REFUSED,
+    (
+        *("adamax.py", "_make_plan"),
+        "beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.0",
+        "beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.5",
+    ): REFUSED,
+    (
+        *("adamax.py", "_make_plan"),
+        "1 / self.beta_2 if self.beta_2 else 1.0",
+        "1 / self.beta_2 if self.beta_2 else 1.5",
+    ): "no beta_1 is below a beta_2 of 0: refused",
+    (
+        *("tails.py", "advance"),
+        "plan.log_s(t, j) + 0 * j",
+        "plan.log_s(t, j) - 0 * j",
+    ): "0 * j gives a shape",
+    (
+        *("tails.py", "advance"),
+        "tf.maximum(t - j, 0)",
+        "tf.maximum(t - j, 1)",
+    ): NEVER_UPDATED,
+    (
+        *("tails.py", "owed"),
+        "tf.where(skipped[:, None], history[:, q * n:q * (n + 1)], 1)",
+        "tf.where(skipped[:, None], history[:, q * n:q * (n + 1)], 2)",
+    ): OWES_NOTHING,
+    (
+        *("tails.py", "owed"),
+        "tf.where(skipped, since, 1)",
+        "tf.where(skipped, since, 2)",
+    ): OWES_NOTHING,
+}

@@ -1,0 +1,261 @@
+"""Puts faults into the rules, one at a time, and sees whether a fast test fails.
+
+    python tests/mutate.py [--seconds N] [--seed N] [--only TEXT]
+
+Each operator, number, beta or extreme of the functions in `FUNCTIONS` is changed
+(`mutants.py`) in a copy of the package, against which `TESTS` run in a fork of a
+process that has TensorFlow loaded. A mutant that they pass has survived; the exit
+status is 1 if one did that is not in `equivalent.py`, with the reason why it is no
+fault. `--seconds` takes mutants at random until the time is up.
+"""
+
+import argparse
+import importlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+
+import keras  # noqa: F401
+import ml_dtypes  # noqa: F401
+import mutants
+import numpy as np  # noqa: F401
+import pytest
+import tensorflow as tf
+from equivalent import EQUIVALENT
+
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = TESTS.parent / "keras_adam"
+UNSWEPT, MONKEYPATCH = "unswept", "monkeypatch"  # arguments that stand for these
+LIMIT = 300  # seconds for a mutant, such as one whose loop does not end
+
+# What computes weights, state and averages; not what checks arguments, chooses
+# the faster of two ways or saves memory.
+FUNCTIONS = {
+    "adam.py": (),
+    "adamax.py": (),
+    "base.py": (
+        *("one_minus_power", "share", "_step", "_count_beta_1"),
+        *("state_dtype", "rounded", "check_range"),
+    ),
+    "tails.py": (
+        *("power", "tail", "owed", "column", "advance", "add_log", "log_s", "columns"),
+    ),
+    "exact.py": (
+        *(
+            "_rounded_plan",
+            "_owes",
+            "_written",
+            "_debts",
+            "_settled_rows",
+            "average_rows",
+        ),
+        *("_end_step", "_settle", "_settle_all"),
+    ),
+    "ledger.py": (
+        *("_theta", "_state", "_average", "advance", "settled", "theta", "state"),
+        *("average", "_of", "settle_average", "settle_theta", "settle_state", "mark"),
+        *("sweep", "__init__"),
+    ),
+    "rows.py": ("distinct", "sum_repeats", "_segment_sum", "marked", "scatter"),
+    "averaging.py": ("_average", "_overwrite_in_step", "_overwrite"),
+    "update.py": ("takes_kernel", "update", "_decayed"),
+}
+
+NAMES = (
+    *("adam", "adam_hat", "adam_betas", "adam_beta_1_0", "adam_uncorrected"),
+    *("adam_beta_1_schedule", "amsgrad", "adamax", "adamax_betas"),
+)
+
+
+def trajectory(test, mode, last, names=("adam",), execution="eager"):
+    name = f"test_{test}"
+    return [("test_trajectory", name, (n, mode, execution, last)) for n in names]
+
+
+ROWS = [
+    ("test_rows", "test_sum_repeats", (False,)),
+    ("test_rows", "test_sum_repeats", (True,)),
+    ("test_tails", "test_sweep_reaches_every_row_in_time", (MONKEYPATCH,)),
+]
+DENSE = [
+    *trajectory("patterns", "dense", "repeats", NAMES),
+    *trajectory("dtypes", "dense", "bfloat16", ("adam", "adamax")),
+    *trajectory("options", "dense", "weight_decay"),
+    ("test_trajectory", "test_u_of_zero_is_a_step_of_zero", ("eager",)),
+]
+LAZY = [
+    *trajectory("patterns", "lazy", "empty", NAMES),
+    *trajectory("options", "lazy", "weight_decay", ("adamax",)),
+    *trajectory("options", "lazy", "ema_overwrite_accumulation_clip"),
+]
+AVERAGES = [
+    *(("test_averaging", "test_share", (g,)) for g in (0.0, 0.5, 1.0)),
+    *trajectory("options", "exact", "ema"),
+    *trajectory("options", "lazy", "ema", ("adamax",)),
+    *trajectory("options", "exact", "ema_overwrite"),
+]
+EXACT = [
+    *trajectory("patterns", "exact", "repeats", NAMES),
+    *trajectory("options", "exact", "weight_decay"),
+    *trajectory("options", "exact", "accumulation_clip_decay"),
+    ("test_ledger", "test_settle_pays_once", (UNSWEPT, "eager")),
+    ("test_ledger", "test_dense_and_sparse_gradients_of_one_table", (UNSWEPT, "eager")),
+    ("test_ledger", "test_dense_steps_before_the_first_sparse_one", (UNSWEPT,)),
+]
+PLANS = [
+    *(
+        ("test_tails", "test_after_the_window_a_row_rests", (name,))
+        for name in ("adam", "amsgrad", "adamax")
+    ),
+    *(
+        (
+            "test_properties",
+            "test_steps_do_not_know_the_scale_of_gradients",
+            (c, "dense"),
+        )
+        for c in ("Adam", "AdaMax")
+    ),
+]
+COMPILED = [
+    *(
+        ("test_trajectory", "test_betas_near_the_edge", (MONKEYPATCH, n, "graph"))
+        for n in ("adam", "adamax")
+    ),
+    *trajectory("patterns", "exact", "ragged", execution="graph"),
+    *trajectory("patterns", "exact", "repeats", execution="xla"),
+    ("test_tails", "test_long_sums_of_logarithms_keep_small_steps", ()),
+    ("test_tails", "test_tails_are_right_to_1e_5_of_themselves", ("adam", "warm_up")),
+]
+FIRST = {
+    **dict.fromkeys(("tails.py", "ledger.py", "exact.py"), EXACT),
+    "averaging.py": AVERAGES,
+    "rows.py": ROWS + EXACT[:1],
+}
+
+
+def tests(file):
+    """Those that find most faults of a file, in the least time, first."""
+    every = [*PLANS, *DENSE, *LAZY, *EXACT, *AVERAGES, *ROWS, *COMPILED]
+    first = FIRST.get(file, [])
+    return [*first, *(test for test in every if test not in first)]
+
+
+def call(module, name, args):
+    """Runs a test without pytest, whose collecting takes longer than most tests."""
+    importlib.import_module("conftest")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if UNSWEPT in args:
+            ledger = importlib.import_module("keras_adam.ledger")
+            none = tf.zeros([0], tf.int32)
+            monkeypatch.setattr(ledger, "sweep", lambda rows, t: none)
+        args = [monkeypatch if x is MONKEYPATCH else x for x in args]
+        getattr(importlib.import_module(module), name)(*args)
+
+
+def child(file, folder, verbose):
+    sys.path.insert(0, str(folder))
+    import keras_adam
+
+    assert pathlib.Path(keras_adam.__file__).parent == folder / "keras_adam"
+    for test in tests(file):
+        since = time.monotonic()
+        try:
+            call(*test)
+        except Exception:
+            if verbose:
+                traceback.print_exc()
+            return 1
+        if verbose:
+            print(f"{time.monotonic() - since:6.2f} s {test}", flush=True)
+    return 0
+
+
+def run(source, file, folder, verbose=False):
+    """Whether the tests pass, in a fork; None for no answer within `LIMIT`."""
+    target = folder / "keras_adam" / file
+    original = (PACKAGE / file).read_text()
+    target.write_text(source or original)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if not verbose:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, 1)
+                os.dup2(null, 2)
+            status = child(file, folder, verbose)
+        finally:
+            os._exit(status)
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.02)
+    else:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        status = None
+    target.write_text(original)
+    return None if status is None else status == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, help="stop after so many")
+    parser.add_argument("--seed", type=int, help="of the order, with --seconds")
+    parser.add_argument("--only", default="", help="mutants whose line has this text")
+    args = parser.parse_args()
+    sys.dont_write_bytecode = True  # else a file changed twice a second may be stale
+    todo = [
+        m
+        for file, names in FUNCTIONS.items()
+        for m in mutants.mutants(PACKAGE / file, names)
+        if args.only in str(m)
+    ]
+    total = len(todo)
+    gone = EQUIVALENT.keys() - {m.key for m in todo}
+    if gone and not args.only:
+        sys.exit(f"equivalent.py lists what is no mutant any more: {gone}")
+    todo = [m for m in todo if m.key not in EQUIVALENT]
+    if args.seconds:
+        seed = args.seed if args.seed is not None else random.randrange(10**6)
+        print(f"--seed {seed}")
+        random.Random(seed).shuffle(todo)
+    start = time.monotonic()
+    killed, survivors = 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PACKAGE, folder / "keras_adam", ignore=ignore)
+        if not run(None, "adam.py", folder, verbose=True):
+            sys.exit("The tests fail without a mutant.")
+        for mutant in todo:
+            if args.seconds and time.monotonic() - start > args.seconds:
+                break
+            since = time.monotonic()
+            passed = run(mutant.source, mutant.file, folder)
+            word = {True: "SURVIVED", False: "killed", None: "killed (time)"}[passed]
+            print(f"{word} {mutant} ({time.monotonic() - since:.1f} s)", flush=True)
+            if passed:
+                survivors.append(mutant)
+            else:
+                killed += 1
+    print(
+        f"{killed} killed, {len(survivors)} survived, of {total} mutants, of which "
+        f"{total - len(todo)} are known to be equivalent; "
+        f"{time.monotonic() - start:.0f} s"
+    )
+    for mutant in survivors:
+        print(f"SURVIVED {mutant}")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()

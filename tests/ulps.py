@@ -1,0 +1,125 @@
+"""The oracle of a random training, and errors in ulps."""
+
+import ml_dtypes
+import numpy as np
+import reference
+from cases import DTYPES, halving
+
+TAIL = 1e-5  # what the README promises of exact mode, as a share of what is owed
+# Options that a weight's `reach` does without.
+WITHOUT = (
+    *("weight_decay", "ema_momentum", "ema_overwrite_frequency"),
+    "gradient_accumulation_steps",
+)
+
+
+class Oracle:
+    """The oracle, and beside it what sets the unit of an error.
+
+    `reach` is how far a weight would have gone had its gradients all pulled one
+    way: what float sums of m round to is a digit of that. `owed` is the part of it
+    in steps that skipped the weight's row.
+    """
+
+    def __init__(self, program, thetas):
+        p = self.program = program
+        rule = dict(p.rule)
+        if p.factor is not None:
+            rule["beta_1"] = halving(rule["beta_1"], p.factor)
+        rule = getattr(reference, p.cls)(**rule)
+        options = {k: v for k, v in p.base.items() if k != "use_ema"}
+        exact, dtype = p.mode == "exact", DTYPES[p.dtype]
+        # Exact rows are rounded when they are updated, and not when skipped; but
+        # beside weight decay and averages exact steps are dense ones.
+        self.by_rows = exact and not {"use_ema", "weight_decay"} <= set(p.base)
+        self.training = reference.Training(
+            rule,
+            thetas,
+            [np.float64 if self.by_rows else dtype, dtype],
+            lazy=p.mode == "lazy",
+            learning_rate=p.rate,
+            **options,
+        )
+        self.one_way = reference.Training(
+            rule,
+            [np.zeros(x.shape) for x in thetas],
+            [np.float64] * 2,
+            lazy=p.mode == "lazy",
+            learning_rate=p.rate,
+            **{k: v for k, v in options.items() if k not in WITHOUT},
+        )
+        self.largest = [np.abs(x) for x in self.training.thetas]
+        self.owed = [np.zeros(x.shape) for x in thetas]
+        self._start_sum()
+
+    def _start_sum(self):
+        self.sums = [np.zeros(x.shape) for x in self.training.thetas]
+        self.touched = np.zeros(self.program.shape[0], bool)
+
+    def apply(self, gradients):
+        p, training = self.program, self.training
+        training.apply(gradients)
+        for i, g in enumerate(gradients):
+            dense, touched = reference.densify(g, self.sums[i].shape)
+            self.sums[i] += dense / training.accumulate
+            if i == 0:
+                self.touched |= touched
+        if training.calls % training.accumulate:
+            return
+        before = self.one_way.thetas[0]
+        table, vector = map(np.abs, self.sums)
+        [ids] = np.nonzero(self.touched)
+        self.one_way.apply([(table[ids], ids), vector])
+        went = np.abs(self.one_way.thetas[0] - before)
+        went[ids] = 0
+        if self.by_rows:
+            self.owed[0] += went
+            if p.swept:
+                self.touched[
+                    (training.calls // training.accumulate - 1) % len(went)
+                ] = 1
+            theta, written = training.thetas[0], self.touched
+            theta[written] = theta[written].astype(DTYPES[p.dtype])
+        self.largest = [
+            np.maximum(a, np.abs(b)) for a, b in zip(self.largest, training.thetas)
+        ]
+        self._start_sum()
+
+    def units(self):
+        """What one ulp is, for each weight.
+
+        The spacing of its dtype at the largest size it has had, or of the state's
+        at `reach`, whichever is larger.
+        """
+        dtype = DTYPES[self.program.dtype]
+        state = np.float64 if dtype == np.float64 else np.float32
+        reach = (np.abs(x) for x in self.one_way.thetas)
+        return [
+            np.maximum(_ulp(a, dtype), _ulp(b, state))
+            for a, b in zip(self.largest, reach)
+        ]
+
+
+def _ulp(x, dtype):
+    info = ml_dtypes.finfo(dtype)
+    x = np.maximum(x, float(info.smallest_normal))
+    return float(info.eps) * 2.0 ** np.floor(np.log2(x))
+
+
+def largest_error(program, found, oracle):
+    """The largest error of some weights, in ulps.
+
+    Taken off first is what is promised: `TAIL` of what was owed, and of `reach` the
+    oracle's own error, whose 1 - beta^t is as exact as beta^t near 1 is.
+    """
+    own = 1e-15 / (1 - max(program.rule["beta_1"], program.rule["beta_2"]))
+    average = 0.0  # of weights that averages overwrite, 1 - momentum^t likewise
+    if "ema_overwrite_frequency" in program.base:
+        average = 1e-15 / (1 - program.base["ema_momentum"])
+    worst = 0.0
+    for i, (x, unit) in enumerate(zip(found, oracle.units(), strict=True)):
+        error = np.abs(x - oracle.training.thetas[i])
+        error = error - TAIL * oracle.owed[i] - own * np.abs(oracle.one_way.thetas[i])
+        error = error - average * oracle.largest[i]
+        worst = np.maximum(worst, np.max(error / unit))  # NaN, if there is one
+    return float(worst)
