@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -155,32 +154,56 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         """
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads a state, also one that was saved in another mode, or by Keras."""
-        own = self.variables if self.built else []
-        shared = len(own) - len(self._row_state()) if self.built else 0
-        stored = [store[str(i)] for i in range(len(store.keys()))]
-        marks = stored[shared:]
-        while marks and marks[-1].dtype in ("uint32", "int64"):  # exact mode's steps
-            marks.pop()
-        firsts = [tuple(v.shape[:1]) for v in self._trainable_variables]
-        fits = _shapes(own[:shared]) == _shapes(stored[:shared])
-        fits = fits and _shapes(marks) in ([], firsts)
-        if not self.built or not fits or _shapes(stored) == _shapes(own):
-            for variable, value in zip(own, stored):
-                # Of as many variables as ours, or Keras tells and skips.
-                if len(own) == len(stored) and variable.shape != tuple(value.shape):
-                    warnings.warn(
-                        f"Skipping variable loading for {self.name}: what was saved "
-                        f"for {variable.path} has the shape {tuple(value.shape)} and "
-                        f"not {variable.shape}, as if of another optimizer.",
-                        stacklevel=2,
-                    )
-                    return
+        """Loads a state, also one that was saved in another mode, or by Keras.
+
+        An empty one, or that of an optimizer that was not built, is skipped with a
+        warning, as in Keras; and so is every one where this optimizer is not built.
+
+        Raises:
+            ValueError: The state does not fit. Nothing was loaded then.
+        """
+        n, own = len(store.keys()), self.variables
+        unbuilt = 1 + isinstance(self._learning_rate, keras.Variable)
+        if not self.built or n <= unbuilt:
             super().load_own_variables(store)
             return
-        for variable, value in zip(own[:shared], stored):
+        shared = own[: len(own) - len(self._row_state())]
+        names = [str(i) for i in range(n)]
+        if set(names) != set(store.keys()):
+            raise self._misfit(f"what was saved is named {sorted(store.keys())}")
+        stored = [store[name] for name in names]
+        if _shapes(stored) == _shapes(own):
+            super().load_own_variables(store)
+            return
+        while stored and stored[-1].dtype in ("uint32", "int64"):  # exact mode's steps
+            stored.pop()
+        for variable, value in zip(shared, stored):
+            if variable.shape != tuple(value.shape):
+                raise self._misfit(
+                    f"{variable.path} has the shape {variable.shape}, and what was "
+                    f"saved for it {tuple(value.shape)}"
+                )
+        if len(stored) < len(shared):
+            raise self._misfit(f"nothing was saved for {shared[len(stored)].path}")
+        marks = stored[len(shared) :]
+        firsts = [tuple(v.shape[:1]) for v in self._trainable_variables]
+        if _shapes(marks) not in ([], firsts):
+            raise self._misfit(
+                f"after {shared[-1].path} it has vectors of the shapes "
+                f"{_shapes(own[len(shared) :])}, and saved were {_shapes(marks)}"
+            )
+        for variable, value in zip(shared, stored):
             variable.assign(value)
         self._load_row_state(marks)
+
+    def _misfit(self, what: str) -> ValueError:
+        return ValueError(
+            f"A saved state does not fit the optimizer {self.name!r}: {what}. It is "
+            "of another optimizer, other arguments or other trainable variables, and "
+            "nothing of it was loaded. Build this one as that one was, or load the "
+            "weights alone: `keras.models.load_model(path, compile=False)`, or "
+            "`model.load_weights(path)` before `model.compile`."
+        )
 
     # A step's scalars.
 
