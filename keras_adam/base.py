@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_adam import checks
+
 SPARSE_UPDATES = ("exact", "lazy", "dense")
 
 
@@ -35,14 +37,6 @@ def state_dtype(dtype: Any) -> str:
     """The dtype of moments and arithmetic: at least float32."""
     dtype = keras.backend.standardize_dtype(dtype)
     return "float32" if dtype in ("float16", "bfloat16") else dtype
-
-
-def check_range(name: str, value: float) -> None:
-    if not 0 <= np.float32(value) < 1:
-        raise ValueError(
-            f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
-            "It is the share of the old average that each step keeps."
-        )
 
 
 def rounded(dtype: str, beta: float) -> float:
@@ -82,14 +76,11 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         sparse_updates: str,
         **base: Any,
     ) -> None:
-        if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
-            raise ValueError(
-                "`learning_rate` must not be negative: the step already goes down "
-                f"the gradient. Received: learning_rate={learning_rate!r}."
-            )
+        checks.check_learning_rate(learning_rate)
+        checks.check_base(base)
         if not callable(beta_1):
-            check_range("beta_1", beta_1)
-        check_range("beta_2", beta_2)
+            checks.check_range("beta_1", beta_1)
+        checks.check_range("beta_2", beta_2)
         if sparse_updates not in SPARSE_UPDATES:
             raise ValueError(
                 f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
@@ -120,12 +111,7 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         """Creates the state, all 0."""
         if self.built:
             return
-        for v in variables:
-            if "float" not in keras.backend.standardize_dtype(v.dtype):
-                raise ValueError(
-                    "Only variables of a float dtype can be trained. Received: "
-                    f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
-                )
+        checks.check_variables(variables)
         super().build(variables)
         self._build_state(variables)
         if callable(self.beta_1):
@@ -133,6 +119,13 @@ class BaseOptimizer(keras.optimizers.Optimizer):
             self._correction_1 = self.add_variable(
                 (), dtype=max(dtypes), name="beta_1_correction"
             )
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Takes a step: see `keras.optimizers.Optimizer`."""
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            checks.check_counts(grads, trainable_variables)
+        super().apply(grads, trainable_variables)
 
     def add_variable(
         self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any

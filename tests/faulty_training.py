@@ -40,7 +40,6 @@ STEPS, EVERY, ROWS, IDS = 32, 4, 300, 8
 MODES = ("exact", "lazy")
 WAYS = ("backup", "model", "checkpoint")
 MOMENTS = ("start", "steps", "model", "checkpoint", "backup", "end")
-KILLED = -signal.SIGKILL
 
 
 def make_model(mode):
@@ -123,6 +122,10 @@ def newest_model(folder):
     return None
 
 
+def write_note(note, moment, count=0):
+    note[:] = bytes([MOMENTS.index(moment), count])
+
+
 class Moment(keras.callbacks.Callback):
     """Notes what comes next, for who kills."""
 
@@ -132,7 +135,7 @@ class Moment(keras.callbacks.Callback):
         self.name = name
 
     def on_train_batch_end(self, batch, logs=None):
-        self.note[:] = bytes([MOMENTS.index(self.name)])
+        write_note(self.note, self.name, self.note[1] + 1)
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -184,15 +187,18 @@ def train(folder, mode, way, note):
             Moment(note, "steps"),
         ],
     )
-    note[:] = bytes([MOMENTS.index("end")])
+    write_note(note, "end", note[1] + 1)
     values = [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
     np.savez(folder / "partial.npz", *values)
     (folder / "partial.npz").rename(folder / "last.npz")
 
 
-def run(folder, mode, way, note, limit=None):
-    """One process of a training, killed after so many seconds; how it ended."""
-    note[:] = bytes([MOMENTS.index("start")])
+def run(folder, mode, way, note, moments=None, seconds=0.0):
+    """One process of a training; whether it ended before it was killed.
+
+    It is killed so many seconds after so many of its moments, if any are given.
+    """
+    write_note(note, "start")
     pid = os.fork()
     if not pid:
         warnings.filterwarnings("ignore", "Your input ran out of data")
@@ -202,13 +208,27 @@ def run(folder, mode, way, note, limit=None):
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    if limit is not None:
-        time.sleep(limit)
-        os.kill(pid, signal.SIGKILL)  # if it has ended, it waits to be asked how
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code not in (0, KILLED):
+    ended, status = 0, 0
+    if moments is not None:
+        while note[1] < moments and not ended:
+            time.sleep(0.001)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)
+    if not ended:
+        ended, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
         sys.exit(f"A training failed by itself, with {code}, in {folder}.")
-    return code
+    return code == 0
+
+
+def random_moment(rng, length):
+    """One of the steps or writings, or of the time before the first."""
+    if rng.random() < 0.2:
+        return 0, rng.uniform(0, length)
+    return rng.randrange(1, 4 * STEPS), rng.uniform(0, 0.03)
 
 
 def last(folder):
@@ -228,7 +248,7 @@ def main():
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     rng = random.Random(seed)
-    note = mmap.mmap(-1, 1)
+    note = mmap.mmap(-1, 2)  # the moment, and how many there were
     whole, length = {}, {}
     hit = collections.Counter()
     endings = collections.Counter()
@@ -243,12 +263,11 @@ def main():
                 length[mode] = time.monotonic() - begun
                 whole[mode] = last(pathlib.Path(folder))
         with tempfile.TemporaryDirectory() as folder:
-            moments = []
-            while True:
-                delay = rng.uniform(0, length[mode])
-                if not run(pathlib.Path(folder), mode, way, note, delay):
-                    break
+            moments, when = [], random_moment(rng, length[mode])
+            while not run(pathlib.Path(folder), mode, way, note, *when):
                 moments.append(MOMENTS[note[0]])
+                again = rng.random() < 0.5
+                when = random_moment(rng, length[mode]) if again else ()
             equal = same(last(pathlib.Path(folder)), whole[mode])
         hit.update(moments)
         if moments:
