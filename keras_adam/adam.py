@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_adam.backend import Optimizer, tails, tf
 from keras_adam.base import Step, one_minus_power
+from keras_adam.checks import check_epsilon
 from keras_adam.migration import AdamMigration
 
 
@@ -157,12 +158,7 @@ class Adam(AdamMigration, Optimizer):
             seed=seed,
             **base,
         )
-        if not epsilon >= 1e-30:
-            raise ValueError(
-                "`epsilon` must be above 0, at least 1e-30, or a weight whose "
-                "gradients were all 0 would become NaN. Received: "
-                f"epsilon={epsilon!r}. Use 1e-8, the paper's."
-            )
+        check_epsilon(epsilon)
         self.epsilon = epsilon
         self.epsilon_hat = epsilon_hat
         self.bias_correction = bias_correction

@@ -33,7 +33,8 @@ def adamax(
     m, u = state
     m = once(m + (g - m) * s.one_minus_beta_1)
     u = once(ops.maximum(s.beta_2 * u, ops.abs(g)))
-    return theta - s.alpha * ops.divide_no_nan(m, u), (m, u)
+    # Where u is 0 there is no step, but a NaN must show; XLA's maximum may lose it.
+    return theta - s.alpha * ops.where(u == 0, 0 * m, m / u), (m, u)
 
 
 def adamax_tail(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_adam import rounding
+from keras_adam import checks, rounding
 
 SPARSE_UPDATES = ("exact", "lazy", "dense")
 MOMENTS_DTYPES = (None, "float32", "bfloat16")
@@ -39,14 +38,6 @@ def state_dtype(dtype: Any) -> str:
     """The dtype of moments and arithmetic: at least float32."""
     dtype = keras.backend.standardize_dtype(dtype)
     return "float32" if dtype in ("float16", "bfloat16") else dtype
-
-
-def check_range(name: str, value: float) -> None:
-    if not 0 <= np.float32(value) < 1:
-        raise ValueError(
-            f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
-            "It is the share of the old average that each step keeps."
-        )
 
 
 def rounded(dtype: str, beta: float) -> float:
@@ -90,14 +81,11 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         seed: int = 0,
         **base: Any,
     ) -> None:
-        if isinstance(learning_rate, (int, float)) and not learning_rate >= 0:
-            raise ValueError(
-                "`learning_rate` must not be negative: the step already goes down "
-                f"the gradient. Received: learning_rate={learning_rate!r}."
-            )
+        checks.check_learning_rate(learning_rate)
+        checks.check_base(base)
         if not callable(beta_1):
-            check_range("beta_1", beta_1)
-        check_range("beta_2", beta_2)
+            checks.check_range("beta_1", beta_1)
+        checks.check_range("beta_2", beta_2)
         if sparse_updates not in SPARSE_UPDATES:
             raise ValueError(
                 f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
@@ -143,12 +131,7 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         """Creates the state, all 0."""
         if self.built:
             return
-        for v in variables:
-            if "float" not in keras.backend.standardize_dtype(v.dtype):
-                raise ValueError(
-                    "Only variables of a float dtype can be trained. Received: "
-                    f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
-                )
+        checks.check_variables(variables)
         super().build(variables)
         self._dtype_of_added = self.moments_dtype
         self._build_state(variables)
@@ -158,6 +141,13 @@ class BaseOptimizer(keras.optimizers.Optimizer):
             self._correction_1 = self.add_variable(
                 (), dtype=max(dtypes), name="beta_1_correction"
             )
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Takes a step: see `keras.optimizers.Optimizer`."""
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            checks.check_counts(grads, trainable_variables)
+        super().apply(grads, trainable_variables)
 
     def add_variable(
         self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
@@ -196,32 +186,56 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         """
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads a state, also one that was saved in another mode, or by Keras."""
-        own = self.variables if self.built else []
-        shared = len(own) - len(self._row_state()) if self.built else 0
-        stored = [store[str(i)] for i in range(len(store.keys()))]
-        marks = stored[shared:]
-        while marks and marks[-1].dtype in ("uint32", "int64"):  # exact mode's steps
-            marks.pop()
-        firsts = [tuple(v.shape[:1]) for v in self._trainable_variables]
-        fits = _shapes(own[:shared]) == _shapes(stored[:shared])
-        fits = fits and _shapes(marks) in ([], firsts)
-        if not self.built or not fits or _shapes(stored) == _shapes(own):
-            for variable, value in zip(own, stored):
-                # Of as many variables as ours, or Keras tells and skips.
-                if len(own) == len(stored) and variable.shape != tuple(value.shape):
-                    warnings.warn(
-                        f"Skipping variable loading for {self.name}: what was saved "
-                        f"for {variable.path} has the shape {tuple(value.shape)} and "
-                        f"not {variable.shape}, as if of another optimizer.",
-                        stacklevel=2,
-                    )
-                    return
+        """Loads a state, also one that was saved in another mode, or by Keras.
+
+        An empty one, or that of an optimizer that was not built, is skipped with a
+        warning, as in Keras; and so is every one where this optimizer is not built.
+
+        Raises:
+            ValueError: The state does not fit. Nothing was loaded then.
+        """
+        n, own = len(store.keys()), self.variables
+        unbuilt = 1 + isinstance(self._learning_rate, keras.Variable)
+        if not self.built or n <= unbuilt:
             super().load_own_variables(store)
             return
-        for variable, value in zip(own[:shared], stored):
+        shared = own[: len(own) - len(self._row_state())]
+        names = [str(i) for i in range(n)]
+        if set(names) != set(store.keys()):
+            raise self._misfit(f"what was saved is named {sorted(store.keys())}")
+        stored = [store[name] for name in names]
+        if _shapes(stored) == _shapes(own):
+            super().load_own_variables(store)
+            return
+        while stored and stored[-1].dtype in ("uint32", "int64"):  # exact mode's steps
+            stored.pop()
+        for variable, value in zip(shared, stored):
+            if variable.shape != tuple(value.shape):
+                raise self._misfit(
+                    f"{variable.path} has the shape {variable.shape}, and what was "
+                    f"saved for it {tuple(value.shape)}"
+                )
+        if len(stored) < len(shared):
+            raise self._misfit(f"nothing was saved for {shared[len(stored)].path}")
+        marks = stored[len(shared) :]
+        firsts = [tuple(v.shape[:1]) for v in self._trainable_variables]
+        if _shapes(marks) not in ([], firsts):
+            raise self._misfit(
+                f"after {shared[-1].path} it has vectors of the shapes "
+                f"{_shapes(own[len(shared) :])}, and saved were {_shapes(marks)}"
+            )
+        for variable, value in zip(shared, stored):
             variable.assign(value)
         self._load_row_state(marks)
+
+    def _misfit(self, what: str) -> ValueError:
+        return ValueError(
+            f"A saved state does not fit the optimizer {self.name!r}: {what}. It is "
+            "of another optimizer, other arguments or other trainable variables, and "
+            "nothing of it was loaded. Build this one as that one was, or load the "
+            "weights alone: `keras.models.load_model(path, compile=False)`, or "
+            "`model.load_weights(path)` before `model.compile`."
+        )
 
     # A step's scalars.
 

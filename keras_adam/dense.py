@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_adam import rounding
 from keras_adam.base import BaseOptimizer, share, state_dtype
+from keras_adam.checks import check_gradient
 
 
 class DenseOptimizer(BaseOptimizer):
@@ -46,6 +47,8 @@ class DenseOptimizer(BaseOptimizer):
         grads, variables = super()._overwrite_variables_directly_with_gradients(
             grads, variables
         )
+        for g, v in zip(grads, variables):
+            check_gradient(g, v)
         pairs = zip(grads, variables)
         return [ops.cast(g, state_dtype(v.dtype)) for g, v in pairs], variables
 

@@ -14,7 +14,8 @@ import keras
 import tensorflow as tf
 
 from keras_adam import ledger, rows
-from keras_adam.base import check_range, rounded, state_dtype
+from keras_adam.base import rounded, state_dtype
+from keras_adam.checks import check_range
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
 
@@ -126,6 +127,7 @@ class ExactRows:
             _constrained(variable)
             or (self.use_ema and self._decays(variable))
             or rows.out_of_place(variable)
+            or 0 in variable.shape
         )
         exact = self.sparse_updates == "exact"
         return "dense" if exact and whole else self.sparse_updates

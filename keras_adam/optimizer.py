@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_adam import ledger, rows
 from keras_adam.averaging import Averages
 from keras_adam.base import BaseOptimizer, state_dtype
+from keras_adam.checks import check_gradient
 from keras_adam.exact import ExactRows, native, state_name, tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
@@ -174,6 +175,8 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
         grads, variables = super()._overwrite_variables_directly_with_gradients(
             grads, variables
         )
+        for g, v in zip(grads, variables):
+            check_gradient(g, v)
         dtypes = [state_dtype(v.dtype) for v in variables]
         grads = self._reduced([_cast(g, d) for g, d in zip(grads, dtypes)])
         return [self._summed(g, v) for g, v in zip(grads, variables)], variables
@@ -273,6 +276,13 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
         for i, g, variable in zip(indices, grads, trainable_variables):
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
+            if decays != self._untracked.decays[i] and self._last[i] is not None:
+                raise ValueError(
+                    "`weight_decay` cannot be switched on or off after the optimizer "
+                    f"was built, because rows owe it. Received: weight_decay="
+                    f"{self.weight_decay!r}. Give it to the optimizer when it is made "
+                    '(0.0 is one), or use `sparse_updates="dense"`.'
+                )
             state = [native(x) for x in self._state(i)]
             tables = [native(variable), *state]
             kernel = self._has_kernel() and takes_kernel(g, tables, decays)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_adam.base import check_range
+from keras_adam.checks import check_range
 
 __all__ = ["ExponentialBetaDecay", "InverseSqrtDecay"]
 

@@ -78,7 +78,7 @@ class AdaMax:
         s["u"] = np.maximum(self.beta_2 * s["u"], np.abs(g))
         c_1 = 1 - np.prod([self.beta_1(i) for i in range(t)])
         m, u = s["m"], s["u"]
-        return (alpha / c_1) * np.divide(m, u, out=np.zeros(m.shape), where=u > 0)
+        return (alpha / c_1) * np.divide(m, u, out=np.zeros(m.shape), where=u != 0)
 
 
 class Training:

@@ -230,7 +230,6 @@ def test_a_state_in_the_middle_loads_into_another_mode(options, old, new):
 
 
 def test_another_rule_s_state_is_not_taken_for_ours():
-    """It is skipped with a warning, as Keras skips one of another length."""
     variables = [keras.Variable(np.ones((6, 2), np.float32))]
     other = keras.optimizers.Adam(amsgrad=True)
     other.build(variables)
@@ -239,7 +238,7 @@ def test_another_rule_s_state_is_not_taken_for_ours():
     other.save_own_variables(store)
     ours = keras_adam.Adam()
     ours.build(variables)
-    with pytest.warns(UserWarning, match=r"Skipping.*last_step.*\(6, 2\).*\(6,\)"):
+    with pytest.raises(ValueError, match=r"variable_velocity.*\(6,\).*\(6, 2\).*alone"):
         ours.load_own_variables(store)
     assert int(ours.iterations) == 0
     assert np.all(ours._velocities[0].numpy() == 0)
