@@ -64,7 +64,6 @@ class ExactRows:
     _model_variables_moving_average: list[Any]
     weight_decay: Any
     iterations: Any
-    _iterations: Any
     add_variable: Callable[..., Any]
     _untracked: types.SimpleNamespace
     _trainable_variables: list[Any]
@@ -236,7 +235,7 @@ class ExactRows:
         return ledger.Debts(history, plan, self.tail, last, t, momentum)
 
     def _once(self, x: tf.Tensor) -> tf.Tensor:
-        return rows.once(x, native(self._iterations))
+        return rows.once(x, tf.cast(self.iterations, tf.int32))
 
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""

@@ -49,8 +49,9 @@ def dense(name: str, problem: dict[str, Any]) -> contenders.Step:
     adam = optimizer(name)
     gradients = [tf.random.normal(shape) for shape in problem["shapes"]]
     variables = [tf.Variable(tf.random.normal(g.shape)) for g in gradients]
-    apply = tf.function(
-        lambda gradients: adam.apply_gradients(zip(gradients, variables)),
-        jit_compile=mode == "XLA",
-    )
-    return lambda: apply(gradients)
+
+    @tf.function(jit_compile=mode == "XLA")
+    def step(gradients):
+        adam.apply_gradients(zip(gradients, variables))
+
+    return lambda: step(gradients)
