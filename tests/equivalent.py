@@ -2,6 +2,7 @@
 
 REFUSED = "a ratio of 1 or above is refused, whatever it is"
 NEVER_UPDATED = "a row that was never updated has m = 0, and owes nothing of anything"
+MORE = "reads more than it uses"
 OWES_NOTHING = "multiplied by coefficients that are 0 where no step was skipped"
 
 EQUIVALENT = {
@@ -41,6 +42,17 @@ EQUIVALENT = {
         "tf.where(skipped[:, None], history[:, q * n:q * (n + 1)], 1)",
         "tf.where(skipped[:, None], history[:, q * n:q * (n + 1)], 2)",
     ): OWES_NOTHING,
+    (
+        *("ledger.py", "settle_average"),
+        "None if debts.history else 1",
+        "None if debts.history else 2",
+    ): MORE,
+    ("tails.py", "owed", "n + 1", "n + 2"): MORE,
+    (
+        *("tails.py", "advance"),
+        "q - 1",
+        "q + 1",
+    ): "only the window's last step lies past the last piece, below 1e-5 of the tail",
     (
         *("tails.py", "owed"),
         "tf.where(skipped, since, 1)",

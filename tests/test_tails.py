@@ -144,3 +144,22 @@ def test_sweep_reaches_every_row_in_time(monkeypatch):
             ids = ledger.sweep(rows, tf.constant(t)).numpy()
             last[ids] = t
             assert np.all(t - last < 8)
+
+
+def test_decays_are_known_in_two_parts():
+    """What one part rounds off the other has, after millions of steps."""
+    plan = tails.Plan(0.9, 0.999, 0.9 / math.sqrt(0.999), epsilon=EPSILON)
+    log_decay = np.array([-30.0, -0.004])
+    start, end = np.array([-30.0, -0.001]), np.array([-30.0, -0.003])
+    history = np.ones([1, plan.columns + 4])
+    history[:, -4:] = [*start, *end]
+    arguments = (
+        tf.constant(x, tf.float32) for x in (history, np.array([5.0]), log_decay)
+    )
+    got = tails.owed(plan, *arguments, 2, tf.float32)
+    np.testing.assert_allclose(
+        np.ravel(got.decay), 1 - np.exp(log_decay.sum() - start.sum()), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.ravel(got.polynomials), np.exp(log_decay.sum() - end.sum()), rtol=1e-6
+    )
