@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import functools
+import importlib
 import itertools
 import json
 import resource
@@ -180,118 +181,29 @@ def optax_step(name: str, variables: Any, gradients: Any, batches: Any) -> Step:
     return call
 
 
-# An optimizer's step on dense variables.
-
-
-def dense_tensorflow(name: str, problem: dict[str, Any]) -> Step:
-    import keras
-    import tensorflow as tf
-
-    name, mode = name.split(", ")
-    gradients = [tf.random.normal(shape) for shape in problem["shapes"]]
-    if name == "ResourceApplyAdam":
-        return kernel(gradients)
-    optimizer = keras_optimizer(name)
-    variables = [
-        keras.Variable(tf.random.normal(shape), name=f"v_{i}")
-        for i, shape in enumerate(problem["shapes"])
-    ]
-    optimizer.build(variables)
-    apply = tf.function(
-        lambda gradients: optimizer.apply(gradients), jit_compile=mode == "XLA"
-    )
-    return waiting(lambda: apply(gradients), optimizer)
-
-
-def first_step(name: str, problem: dict[str, Any]) -> Step:
-    """Each time of a new optimizer, on new variables."""
-
-    def step() -> float:
-        call = dense_tensorflow(name, problem)
-        start = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start)
-
-    return step
-
-
-def kernel(gradients: list[Any]) -> Step:
-    import tensorflow as tf
-
-    slots = [
-        [tf.Variable(make(g.shape)) for make in (tf.random.normal, tf.zeros, tf.zeros)]
-        for g in gradients
-    ]
-    powers = tf.Variable(0.9), tf.Variable(0.999)
-
-    @tf.function
-    def apply(gradients):
-        for (variable, m, v), g in zip(slots, gradients):
-            tf.raw_ops.ResourceApplyAdam(
-                **{"var": variable.handle, "m": m.handle, "v": v.handle, "grad": g},
-                **{"beta1_power": powers[0], "beta2_power": powers[1]},
-                **{"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
-            )
-        powers[0].assign(powers[0] * 0.9)
-        powers[1].assign(powers[1] * 0.999)
-
-    return lambda: apply(gradients)
-
-
-def dense_torch(name: str, problem: dict[str, Any]) -> Step:
-    import torch
-
-    variables = [torch.nn.Parameter(torch.randn(s)) for s in problem["shapes"]]
-    for v in variables:
-        v.grad = torch.randn_like(v)
-    return torch_optimizer(name, variables).step
-
-
-def dense_optax(name: str, problem: dict[str, Any]) -> Step:
-    import jax
-
-    keys = jax.random.split(jax.random.key(0), len(problem["shapes"]))
-    variables = [jax.random.normal(k, s) for k, s in zip(keys, problem["shapes"])]
-    gradients = itertools.repeat([x + 1 for x in variables])
-    return optax_step(name, variables, lambda batch: batch, gradients)
-
-
-def whole(name: str, problem: dict[str, Any]) -> Callable[[], float]:
-    import whole_steps
-
-    make = whole_steps.torch_fit if "torch" in name else whole_steps.keras_fit
-    return make(name, problem)
-
-
-def of_keras_2(benchmark: str) -> Callable[..., Step]:
-    def make(name: str, problem: dict[str, Any]) -> Step:
-        import legacy
-
-        return getattr(legacy, benchmark)(name, problem)
-
-    return make
-
-
 LIBRARIES = {"torch": "torch", "optax": "optax", "tf_keras": "legacy", "TF": "legacy"}
+
+# The module and the function for each benchmark and library.
 MAKERS = {
-    ("rows", "legacy"): of_keras_2("rows"),
-    ("dense", "legacy"): of_keras_2("dense"),
-    ("fit", "torch"): whole,
-    ("fit", "tensorflow"): whole,
-    ("rows", "torch"): rows_torch,
-    ("rows", "optax"): rows_optax,
-    ("dense", "torch"): dense_torch,
-    ("dense", "optax"): dense_optax,
-    ("rows", "tensorflow"): rows_tensorflow,
-    ("dense", "tensorflow"): dense_tensorflow,
-    ("compiling", "tensorflow"): first_step,
+    ("rows", "tensorflow"): ("contenders", "rows_tensorflow"),
+    ("rows", "torch"): ("contenders", "rows_torch"),
+    ("rows", "optax"): ("contenders", "rows_optax"),
+    ("rows", "legacy"): ("legacy", "rows"),
+    ("dense", "tensorflow"): ("dense_steps", "dense_tensorflow"),
+    ("dense", "torch"): ("dense_steps", "dense_torch"),
+    ("dense", "optax"): ("dense_steps", "dense_optax"),
+    ("dense", "legacy"): ("legacy", "dense"),
+    ("compiling", "tensorflow"): ("dense_steps", "first_step"),
+    ("fit", "tensorflow"): ("whole_steps", "keras_fit"),
+    ("fit", "torch"): ("whole_steps", "torch_fit"),
 }
 
 
 def make(benchmark: str, name: str, problem: dict[str, Any]) -> Step:
     """What a contender does at a step of a problem."""
     library = LIBRARIES.get(name.split()[0], "tensorflow")
-    return MAKERS[benchmark, library](name, problem)
+    module, function = MAKERS[benchmark, library]
+    return getattr(importlib.import_module(module), function)(name, problem)
 
 
 def main() -> None:

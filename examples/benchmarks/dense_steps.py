@@ -1,0 +1,82 @@
+"""Contenders of `dense.py` and `compiling.py`: steps on dense variables."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import contenders
+
+
+def dense_tensorflow(name: str, problem: dict[str, Any]) -> contenders.Step:
+    import keras
+    import tensorflow as tf
+
+    name, mode = name.split(", ")
+    gradients = [tf.random.normal(shape) for shape in problem["shapes"]]
+    if name == "ResourceApplyAdam":
+        return kernel(gradients)
+    optimizer = contenders.keras_optimizer(name)
+    variables = [
+        keras.Variable(tf.random.normal(shape), name=f"v_{i}")
+        for i, shape in enumerate(problem["shapes"])
+    ]
+    optimizer.build(variables)
+    apply = tf.function(
+        lambda gradients: optimizer.apply(gradients), jit_compile=mode == "XLA"
+    )
+    return contenders.waiting(lambda: apply(gradients), optimizer)
+
+
+def first_step(name: str, problem: dict[str, Any]) -> contenders.Step:
+    """Each time of a new optimizer, on new variables."""
+
+    def step() -> float:
+        call = dense_tensorflow(name, problem)
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+
+    return step
+
+
+def kernel(gradients: list[Any]) -> contenders.Step:
+    import tensorflow as tf
+
+    slots = [
+        [tf.Variable(make(g.shape)) for make in (tf.random.normal, tf.zeros, tf.zeros)]
+        for g in gradients
+    ]
+    powers = tf.Variable(0.9), tf.Variable(0.999)
+
+    @tf.function
+    def apply(gradients):
+        for (variable, m, v), g in zip(slots, gradients):
+            tf.raw_ops.ResourceApplyAdam(
+                **{"var": variable.handle, "m": m.handle, "v": v.handle, "grad": g},
+                **{"beta1_power": powers[0], "beta2_power": powers[1]},
+                **{"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+            )
+        powers[0].assign(powers[0] * 0.9)
+        powers[1].assign(powers[1] * 0.999)
+
+    return lambda: apply(gradients)
+
+
+def dense_torch(name: str, problem: dict[str, Any]) -> contenders.Step:
+    import torch
+
+    variables = [torch.nn.Parameter(torch.randn(s)) for s in problem["shapes"]]
+    for v in variables:
+        v.grad = torch.randn_like(v)
+    return contenders.torch_optimizer(name, variables).step
+
+
+def dense_optax(name: str, problem: dict[str, Any]) -> contenders.Step:
+    import jax
+
+    keys = jax.random.split(jax.random.key(0), len(problem["shapes"]))
+    variables = [jax.random.normal(k, s) for k, s in zip(keys, problem["shapes"])]
+    gradients = itertools.repeat([x + 1 for x in variables])
+    return contenders.optax_step(name, variables, lambda batch: batch, gradients)
