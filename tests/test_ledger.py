@@ -97,8 +97,11 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("swept", [True, False], ids=["", "unswept"])
-@pytest.mark.parametrize("weight_decay", [None, 0.01], ids=["", "decay"])
+@pytest.mark.parametrize(
+    "weight_decay, swept",
+    [(None, True), (0.01, True), (0.01, False)],
+    ids=["", "decay", "decay-unswept"],
+)
 @JIT
 @pytest.mark.parametrize("name", LONG)
 def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
