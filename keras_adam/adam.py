@@ -70,7 +70,7 @@ class Adam(AdamMigration, Optimizer):
     float32 and cast once.
 
     Args:
-        learning_rate: The paper's alpha: a float, a
+        learning_rate: The paper's alpha, finite and at least 0: a float, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable
             without arguments.
         beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
@@ -124,7 +124,8 @@ class Adam(AdamMigration, Optimizer):
 
     Raises:
         ValueError: An argument is outside its range, or `sparse_updates="exact"`
-            does not hold for these betas.
+            does not hold for these betas; in a step, gradients that do not fit their
+            variables.
         NotImplementedError: Several replicas of a strategy that is not a
             `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`; or
             `sparse_updates="lazy"` with Keras on JAX, where gradients are dense.

@@ -34,7 +34,9 @@ def adamax(
     m = once(m + (g - m) * s.one_minus_beta_1)
     u = once(ops.maximum(s.beta_2 * u, ops.abs(g)))
     # Where u is 0 there is no step, but a NaN must show; XLA's maximum may lose it.
-    return theta - s.alpha * ops.where(u == 0, 0 * m, m / u), (m, u)
+    still = u == 0
+    step = ops.where(still, 0 * m, m) / ops.where(still, ops.ones_like(u), u)
+    return theta - s.alpha * step, (m, u)
 
 
 def adamax_tail(
@@ -62,7 +64,7 @@ class AdaMax(AdaMaxMigration, Optimizer):
     float32 and cast once.
 
     Args:
-        learning_rate: The paper's alpha: a float, a
+        learning_rate: The paper's alpha, finite and at least 0: a float, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable
             without arguments.
         beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
@@ -80,7 +82,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
 
     Raises:
         ValueError: An argument is outside its range, or `sparse_updates="exact"`
-            does not hold for these betas.
+            does not hold for these betas; in a step, gradients that do not fit their
+            variables.
         NotImplementedError: Several replicas of a strategy that is not a
             `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy`; or
             `sparse_updates="lazy"` with Keras on JAX, where gradients are dense.

@@ -24,7 +24,7 @@ import keras
 import tensorflow as tf
 
 from keras_adam import rows
-from keras_adam.base import require_tensorflow, share
+from keras_adam.base import constrained, require_tensorflow, share
 from keras_adam.exact import native, tf_variable
 from keras_adam.rows import Rows
 
@@ -63,7 +63,7 @@ class Averages:
             if average is not None and not (i in by_rows and (done or stands)):
                 average, variable = native(average), self._trainable_variables[i]
                 theta = native(variable)
-                if getattr(variable, "constraint", None) is not None:
+                if constrained(variable):
                     theta = variable.constraint(theta)  # as Keras will after the step
                 theta = tf.cast(theta, average.dtype)
                 t = tf.cast(self.iterations + 1, average.dtype)

@@ -12,7 +12,6 @@ import numpy as np
 from keras_adam import checks, rounding
 
 SPARSE_UPDATES = ("exact", "lazy", "dense")
-MOMENTS_DTYPES = (None, "float32", "bfloat16")
 
 
 def require_tensorflow(module: str) -> None:
@@ -63,6 +62,19 @@ def share(momentum: float, n: Any, t: Any) -> Any:
     return keras.ops.where(n > 0, weight, keras.ops.zeros_like(weight))
 
 
+def shapes(variables: Any) -> list[tuple[int, ...]]:
+    return [tuple(v.shape) for v in variables]
+
+
+def _counts(x: Any) -> bool:
+    """Whether it counts steps, as those of exact mode do."""
+    return str(x.dtype) in ("uint32", "int32", "int64")
+
+
+def constrained(variable: Any) -> bool:
+    return getattr(variable, "constraint", None) is not None
+
+
 class BaseOptimizer(keras.optimizers.Optimizer):
     """What Adam and AdaMax share, but for the way of a gradient to the rule.
 
@@ -82,7 +94,6 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         **base: Any,
     ) -> None:
         checks.check_learning_rate(learning_rate)
-        checks.check_base(base)
         if not callable(beta_1):
             checks.check_range("beta_1", beta_1)
         checks.check_range("beta_2", beta_2)
@@ -91,24 +102,14 @@ class BaseOptimizer(keras.optimizers.Optimizer):
                 f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
                 f"sparse_updates={sparse_updates!r}."
             )
-        if moments_dtype not in MOMENTS_DTYPES:
-            raise ValueError(
-                f"`moments_dtype` must be one of {MOMENTS_DTYPES}. Received: "
-                f"moments_dtype={moments_dtype!r}. None keeps moments in float32, and "
-                "those of float64 variables in float64."
-            )
-        if not isinstance(seed, int):
-            raise ValueError(
-                "`seed`, of stochastic rounding, must be an integer: the same one "
-                f"rounds alike each time. Received: seed={seed!r}. Use 0, the default."
-            )
-        super().__init__(learning_rate=learning_rate, **base)
+        checks.check_rounding(stochastic_rounding, moments_dtype, seed)
+        super().__init__(learning_rate=learning_rate, **checks.checked_base(base))
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.sparse_updates = sparse_updates
         self.stochastic_rounding = stochastic_rounding
         self.moments_dtype = moments_dtype
-        self.seed = seed
+        self.seed = int(seed)
         self._dtype_of_added: str | None = None
 
     # What a subclass gives.
@@ -190,13 +191,13 @@ class BaseOptimizer(keras.optimizers.Optimizer):
 
         An empty one, or that of an optimizer that was not built, is skipped with a
         warning, as in Keras; and so is every one where this optimizer is not built.
+        Keras's averages (`use_ema`) are not what ours are: `from_keras` says when.
 
         Raises:
             ValueError: The state does not fit. Nothing was loaded then.
         """
         n, own = len(store.keys()), self.variables
-        unbuilt = 1 + isinstance(self._learning_rate, keras.Variable)
-        if not self.built or n <= unbuilt:
+        if not self.built or n <= 2:  # steps and learning rate
             super().load_own_variables(store)
             return
         shared = own[: len(own) - len(self._row_state())]
@@ -204,10 +205,11 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if set(names) != set(store.keys()):
             raise self._misfit(f"what was saved is named {sorted(store.keys())}")
         stored = [store[name] for name in names]
-        if _shapes(stored) == _shapes(own):
+        same = shapes(stored) == shapes(own)
+        if same and list(map(_counts, stored)) == list(map(_counts, own)):
             super().load_own_variables(store)
             return
-        while stored and stored[-1].dtype in ("uint32", "int64"):  # exact mode's steps
+        while _counts(stored[-1]):
             stored.pop()
         for variable, value in zip(shared, stored):
             if variable.shape != tuple(value.shape):
@@ -219,10 +221,10 @@ class BaseOptimizer(keras.optimizers.Optimizer):
             raise self._misfit(f"nothing was saved for {shared[len(stored)].path}")
         marks = stored[len(shared) :]
         firsts = [tuple(v.shape[:1]) for v in self._trainable_variables]
-        if _shapes(marks) not in ([], firsts):
+        if shapes(marks) not in ([], firsts):
             raise self._misfit(
                 f"after {shared[-1].path} it has vectors of the shapes "
-                f"{_shapes(own[len(shared) :])}, and saved were {_shapes(marks)}"
+                f"{shapes(own[len(shared) :])}, and saved were {shapes(marks)}"
             )
         for variable, value in zip(shared, stored):
             variable.assign(value)
@@ -231,9 +233,10 @@ class BaseOptimizer(keras.optimizers.Optimizer):
     def _misfit(self, what: str) -> ValueError:
         return ValueError(
             f"A saved state does not fit the optimizer {self.name!r}: {what}. It is "
-            "of another optimizer, other arguments or other trainable variables, and "
-            "nothing of it was loaded. Build this one as that one was, or load the "
-            "weights alone: `keras.models.load_model(path, compile=False)`, or "
+            "of another optimizer, other arguments (a schedule, or none) or other "
+            "variables (`trainable` may have changed after it was built), and nothing "
+            "of it was loaded. Build this one as that one was, or load the weights "
+            "alone: `keras.models.load_model(path, compile=False)`, or "
             "`model.load_weights(path)` before `model.compile`."
         )
 
@@ -288,7 +291,3 @@ class BaseOptimizer(keras.optimizers.Optimizer):
                 config["beta_1"], custom_objects=custom_objects
             )
         return super().from_config(config, custom_objects=custom_objects)
-
-
-def _shapes(variables: Any) -> list[tuple[int, ...]]:
-    return [tuple(v.shape) for v in variables]

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
+MOMENTS_DTYPES = (None, "float32", "bfloat16")
+
 
 def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -41,11 +43,13 @@ def check_epsilon(value: Any) -> None:
         )
 
 
-def check_base(arguments: dict[str, Any]) -> None:
-    """Those of `keras.optimizers.Optimizer` that it takes as they come."""
+def checked_base(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `keras.optimizers.Optimizer`, which takes them as they come."""
     for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
         value = arguments.get(name)
-        if value is not None and not (is_number(value) and 0 <= value < math.inf):
+        if value is False:  # as Keras takes it
+            arguments = {**arguments, name: None}
+        elif value is not None and not (is_number(value) and 0 <= value < math.inf):
             raise ValueError(
                 f"`{name}` must be a finite number, at least 0, or None. Received: "
                 f"{name}={value!r}."
@@ -68,6 +72,27 @@ def check_base(arguments: dict[str, Any]) -> None:
             "`ema_momentum` must be in the range [0, 1]. Received: "
             f"ema_momentum={momentum!r}."
         )
+    return arguments
+
+
+def check_rounding(stochastic: Any, moments_dtype: Any, seed: Any) -> None:
+    if not isinstance(stochastic, bool):
+        raise ValueError(
+            "`stochastic_rounding` must be True or False. Received: "
+            f"stochastic_rounding={stochastic!r}."
+        )
+    strings = moments_dtype is None or isinstance(moments_dtype, str)
+    if not strings or moments_dtype not in MOMENTS_DTYPES:
+        raise ValueError(
+            f"`moments_dtype` must be one of {MOMENTS_DTYPES}. Received: "
+            f"moments_dtype={moments_dtype!r}. None keeps moments in float32, and "
+            "those of float64 variables in float64."
+        )
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
+        raise ValueError(
+            "`seed`, of stochastic rounding, must be an integer: the same one "
+            f"rounds alike each time. Received: seed={seed!r}. Use 0, the default."
+        )
 
 
 def check_variables(variables: Sequence[Any]) -> None:
@@ -85,7 +110,7 @@ def check_variables(variables: Sequence[Any]) -> None:
 
 
 def check_counts(grads: Sequence[Any], variables: Sequence[Any]) -> None:
-    if len(grads) != len(variables):
+    if len(grads) and len(grads) != len(variables):  # of none, Keras takes no step
         raise ValueError(
             "There must be one gradient, or None, for each variable. Received: "
             f"{len(grads)} gradients for {len(variables)} variables."

@@ -10,7 +10,7 @@ from typing import Any
 from keras import ops
 
 from keras_adam import rounding
-from keras_adam.base import BaseOptimizer, share, state_dtype
+from keras_adam.base import BaseOptimizer, constrained, share, state_dtype
 from keras_adam.checks import check_gradient
 
 
@@ -106,7 +106,7 @@ class DenseOptimizer(BaseOptimizer):
             if average is None:
                 continue
             theta = ops.convert_to_tensor(variable)
-            if getattr(variable, "constraint", None) is not None:
+            if constrained(variable):
                 theta = variable.constraint(theta)  # as Keras will after the step
             old = ops.convert_to_tensor(average)
             weight = share(self.ema_momentum, 1, ops.cast(t, old.dtype))

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from keras_adam import ledger, rows
-from keras_adam.base import rounded, state_dtype
+from keras_adam.base import constrained, rounded, state_dtype
 from keras_adam.checks import check_range
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
@@ -34,10 +34,6 @@ def tf_variable(variable: Any) -> Any:
 def native(variable: Any) -> Any:
     """The same, and of one with a copy for each replica, this replica's."""
     return rows.local(tf_variable(variable))
-
-
-def _constrained(variable: Any) -> bool:
-    return getattr(variable, "constraint", None) is not None
 
 
 @functools.cache  # a plan takes a millisecond, and eager steps ask for it often
@@ -123,7 +119,7 @@ class ExactRows:
         """`sparse_updates`, but where something reads the whole table each step."""
         # What weight decay makes the average owe has no closed form here.
         whole = (
-            _constrained(variable)
+            constrained(variable)
             or (self.use_ema and self._decays(variable))
             or rows.out_of_place(variable)
             or 0 in variable.shape
@@ -134,7 +130,7 @@ class ExactRows:
     def _owes(self, variable: Any) -> bool:
         """Whether its rows, or those of its average, are brought to date one by one."""
         mode = self._mode(variable)
-        lazy = mode == "lazy" and self.use_ema and not _constrained(variable)
+        lazy = mode == "lazy" and self.use_ema and not constrained(variable)
         return (mode == "exact" or lazy) and len(variable.shape) > 0
 
     def _momentum(self) -> float | None:

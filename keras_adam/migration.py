@@ -184,9 +184,11 @@ class AdamMigration(Migration):
 
         It has the same arguments, with `epsilon_hat=True`, and when it is built, by
         `fit` or `build`, takes over the count of steps, moments, averages and
-        accumulated gradients as they are then, in float32 or float64. For dense
-        gradients it then computes what Keras's would, to rounding. (For an embedding's
-        it is right where Keras's is not: see README.)
+        accumulated gradients as they are then, in the dtype of its own (see
+        `moments_dtype`). For dense gradients of float32 and float64 weights it then
+        computes what Keras's would, to rounding. (For those of half precision and for
+        an embedding's it is right where Keras's is not: see README.) Call `build`
+        before a `tf.train.Checkpoint` of it is written, which would lack the state.
 
         With a `tf.distribute` strategy, call it in the strategy's scope. State goes to
         the same variables. If none of those it is built for are known, because they are
@@ -197,8 +199,8 @@ class AdamMigration(Migration):
             optimizer: A `keras.optimizers.Adam` or `AdamW`, built or not; a
                 `keras.optimizers.LossScaleOptimizer` around one, then the result
                 is one too, with the scale reached (its count of steps until the scale
-                grows begins anew); or the path of a `.keras` file as `model.save`
-                writes it, which is loaded whole.
+                grows begins anew; its `inner_optimizer` has `to_keras`); or the path of
+                a `.keras` file as `model.save` writes it, which is loaded whole.
             **overrides: Arguments of this class, such as `sparse_updates="lazy"`, to
                 take instead of Keras's. With a `beta_1` schedule the first correction
                 goes on from Keras's beta_1^t.
@@ -214,7 +216,8 @@ class AdamMigration(Migration):
                 `use_ema=True`, another `ema_momentum` or
                 `gradient_accumulation_steps`) after there were steps.
 
-            When it is built: ValueError, if it is for variables without state.
+            When it is built: ValueError, if it is for variables without state. For
+            state without variables there is a UserWarning.
         """
         return cls._from_keras(optimizer, overrides, epsilon_hat=True)
 
@@ -241,7 +244,9 @@ class AdamMigration(Migration):
         t = self._steps_to_hand_over()
         late = takeover.forgotten(self, self.beta_2, t)
         if not self.bias_correction:
-            steps = takeover.when(self, self.beta_1, self.beta_2)
+            beta_1 = overrides.get("beta_1", self.beta_1)
+            betas = [self.beta_2] if callable(beta_1) else [beta_1, self.beta_2]
+            steps = takeover.when(self, *betas)
             if t < steps:
                 raise ValueError(
                     "Keras's Adam always corrects the bias. Received: "

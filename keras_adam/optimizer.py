@@ -30,19 +30,20 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
     `keras.optimizers.Optimizer` works with embeddings; beside the batch's rows
     these cost:
 
-    - `weight_decay` (decoupled, theta - learning_rate * weight_decay * theta,
-      as Keras's): nothing. In lazy mode it reaches the batch's rows only; in exact
-      mode all rows, and learning_rate * weight_decay must stay below 1.
-    - `clipnorm`, `global_clipnorm`, `clipvalue`: nothing. They see the summed
-      gradient.
-    - `loss_scale_factor`: nothing.
-    - `gradient_accumulation_steps`: an accumulator as large as the table. In
-      graph mode a micro-step costs its rows, and the last one of a step also a
-      pass over one number a row; under XLA each costs the whole table. In lazy
+    - `weight_decay` (at least 0; decoupled, as Keras's: theta - learning_rate *
+      weight_decay * theta): nothing. In lazy mode it reaches the batch's rows only;
+      in exact mode all rows, and learning_rate * weight_decay must stay below 1.
+    - `clipnorm`, `global_clipnorm`, `clipvalue` (at least 0, one of them): nothing.
+      They see the summed gradient.
+    - `loss_scale_factor` (above 0): nothing.
+    - `gradient_accumulation_steps` (at least 2): an accumulator as large as the
+      table. In graph mode a micro-step costs its rows, and the last one of a step
+      also a pass over one number a row; under XLA each costs the whole table. In lazy
       mode a step updates the rows its micro-steps touched.
     - `keras.optimizers.LossScaleOptimizer` around it: its own search for
       overflow costs the whole table, and may miss one in a repeated id.
-    - `use_ema` (section 7.2's bias-corrected average, see `averaging.py`): in lazy and
+    - `use_ema` (section 7.2's bias-corrected average, see `averaging.py`, with
+      `ema_momentum` in [0, 1]): in lazy and
       exact mode the batch's rows; but in exact mode with `weight_decay` the whole
       table, every step, which is then a dense one. `settle` brings averages to date.
     - a layer's `embeddings_constraint`: the whole table, every step. In exact mode

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_adam.base import state_dtype
+from keras_adam.base import constrained, shapes, state_dtype
 
 # Lists of every optimizer's, of a variable's state each, beside its rule's.
 STATE = ("_accumulated_gradients", "_model_variables_moving_average")
@@ -95,9 +95,9 @@ def check(old: Any, new: Any, call: str) -> None:
             f"before use_ema={old.use_ema!r}, ema_momentum={old.ema_momentum!r}, "
             f"{received}. Leave them as they were."
         )
-    constrained = [v for v in old._trainable_variables if _constrained(v)]
-    if steps or constrained:
-        what = f"{path(constrained[0])}'s constraint" if constrained else None
+    bound = [v for v in old._trainable_variables if constrained(v)]
+    if steps or bound:
+        what = f"{path(bound[0])}'s constraint" if bound else None
         raise ValueError(
             "With `use_ema` Keras averages the weights at each micro-step and before "
             "their constraints, and keras_adam at each step and after them. Received: "
@@ -153,7 +153,7 @@ def places(source: Any, target: Any, variables: list[Any]) -> list[int]:
                 stacklevel=4,
             )
         return found
-    if not found and _shapes(theirs) == _shapes(variables):
+    if not found and shapes(theirs) == shapes(variables):
         return list(range(len(theirs)))
     names = [path(v) for v, place in zip(variables, places) if place is None]
     raise ValueError(
@@ -166,8 +166,13 @@ def places(source: Any, target: Any, variables: list[Any]) -> list[int]:
 
 def copy_steps(source: Any, target: Any) -> None:
     """The count of steps, or with `gradient_accumulation_steps` of micro-steps."""
-    steps = keras.ops.convert_to_tensor(source.variables[0])
-    target.variables[0].assign(keras.ops.cast(steps, target.variables[0].dtype))
+    _copy(source.variables[0], target.variables[0])
+
+
+def _copy(old: Any, new: Any) -> None:
+    """Not what it holds itself: on JAX a step gives that away."""
+    value = keras.ops.cast(keras.ops.convert_to_tensor(old), new.dtype)
+    new.assign(keras.ops.copy(value))
 
 
 def copy_exclusions(source: Any, target: Any) -> None:
@@ -195,16 +200,7 @@ def copy_state(source: Any, target: Any, places: Any, moments: tuple[str, ...]) 
             continue
         for place, new in zip(places, news, strict=True):
             if new is not None:  # as are those of the scales of float8 layers
-                old = keras.ops.convert_to_tensor(olds[place])
-                new.assign(keras.ops.cast(old, new.dtype))
-
-
-def _constrained(variable: Any) -> bool:
-    return getattr(variable, "constraint", None) is not None
-
-
-def _shapes(variables: list[Any]) -> list[tuple[int, ...]]:
-    return [tuple(v.shape) for v in variables]
+                _copy(olds[place], new)
 
 
 def path(variable: Any) -> str:

@@ -41,8 +41,9 @@ FUNCTIONS = {
     "adamax.py": (),
     "base.py": (
         *("one_minus_power", "share", "_step", "_count_beta_1"),
-        *("state_dtype", "rounded", "check_range"),
+        *("state_dtype", "rounded"),
     ),
+    "checks.py": ("check_range",),
     "tails.py": (
         *("power", "tail", "owed", "column", "advance", "add_log", "log_s", "columns"),
     ),

@@ -426,6 +426,23 @@ def test_what_keras_lacks(ours, steps, message):
     np.testing.assert_allclose(table, training.thetas[0], atol=1e-5)
 
 
+def test_a_schedule_without_bias_correction():
+    variable = keras.Variable(np.ones(3, np.float32))
+    beta_1 = keras_adam.schedules.ExponentialBetaDecay(0.9, 0.999)
+    ours = keras_adam.Adam(
+        *(0.1, beta_1, 0.5), bias_correction=False, sparse_updates="dense"
+    )
+    ours.build([variable])
+    with pytest.raises(ValueError, match=r"False after 0 steps.*step 24"):
+        ours.to_keras()
+    ours.iterations.assign(25)
+    with pytest.raises(ValueError, match=r"beta_1.*constant.*to_keras\(beta_1=0.9\)"):
+        ours.to_keras()
+    with pytest.raises(ValueError, match=r"after 25 steps. Go on until step 158"):
+        ours.to_keras(beta_1=0.9)
+    assert ours.to_keras(beta_1=0.0).beta_1 == 0
+
+
 def test_what_keras_lacks_can_be_said():
     optimizer = keras_adam.Adam(beta_1=Halving(0.75))
     with pytest.raises(ValueError, match="built"):

@@ -177,6 +177,36 @@ def test_states_that_only_seem_not_to_fit(tmp_path):
     assert_same(model.get_weights(), bare.get_weights())
 
 
+def test_a_state_not_built_of_another_rate():
+    """One with a learning rate, where this optimizer has a schedule."""
+    model = trained(
+        keras_adam.Adam(keras.optimizers.schedules.CosineDecay(0.1, 9), name="mine")
+    )
+    before, store = own(model), {}
+    keras_adam.Adam(0.5).save_own_variables(store)
+    with pytest.warns(UserWarning, match="Skipping.*mine"):
+        model.optimizer.load_own_variables(store)
+    assert_same(before, own(model))
+
+
+def test_another_layout_of_the_same_shapes():
+    """Of vectors only: m, v and the rows' last steps, or the sums, m and v."""
+    vector, store = keras.Variable(np.ones(4, np.float32)), {}
+    exact = keras_adam.Adam(0.01)
+    exact.build([vector])
+    exact.apply([tf.IndexedSlices(tf.ones(2), tf.constant([0, 1]), tf.constant([4]))])
+    exact.save_own_variables(store)
+    dense = keras_adam.Adam(
+        0.01, sparse_updates="dense", gradient_accumulation_steps=2, name="mine"
+    )
+    dense.build([vector])
+    assert [v.shape for v in dense.variables] == [v.shape for v in exact.variables]
+    before = [v.numpy() for v in dense.variables]
+    with pytest.raises(ValueError, match=r"'mine': nothing was saved for .*velocity"):
+        dense.load_own_variables(store)
+    assert_same(before, [v.numpy() for v in dense.variables])
+
+
 def checkpoint(model):
     return tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 

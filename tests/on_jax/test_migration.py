@@ -95,3 +95,20 @@ def test_fit(tmp_path):
 def test_lazy_is_refused():
     with pytest.raises(NotImplementedError, match='`sparse_updates="lazy"` needs'):
         keras_adam.Adam.from_keras(keras.optimizers.Adam(), sparse_updates="lazy")
+
+
+def test_both_keep_their_own_memory():
+    """A compiled step gives away the buffers of the state it is given."""
+    x, y = cases.make_data()
+    model = cases.make_model()
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(x, y, verbose=0)
+    source = model.optimizer
+    for make in (lambda: keras_adam.Adam.from_keras(source, use_ema=False),) * 2:
+        model.compile(make(), "mse")
+        model.fit(x, y, verbose=0)
+        assert all(np.all(np.isfinite(np.array(v))) for v in source.variables)
+    ours = model.optimizer
+    model.compile(ours.to_keras(), "mse")
+    model.fit(x, y, verbose=0)
+    assert all(np.all(np.isfinite(np.array(v))) for v in ours.variables)
