@@ -1,6 +1,10 @@
 import os
+import pathlib
+import subprocess
+import sys
 
 import hypothesis
+import pytest
 
 # Or each of several processes takes a GPU's whole memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -22,3 +26,24 @@ hypothesis.settings.register_profile(
     max_examples=17,
     derandomize=False,
 )
+
+
+def pytest_cmdline_main(config):
+    """All tests, where no file is named: one run after the other, of new processes.
+
+    TensorFlow never unloads what XLA has compiled, some 10 MB a test: the processes of
+    one run for all would come to more than 24 GB.
+    """
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not everything or config.option.collectonly:
+        return None
+    folder = pathlib.Path(__file__).parent
+    most = folder / "test_trajectory.py"
+    rest = [*sorted({*folder.glob("test_*.py")} - {most}), folder / "tpu"]
+    # What takes longest first, so that no process is left with it alone.
+    long = ("test_distribute.py", "test_ledger.py")
+    rest.sort(key=lambda path: path.name not in long)
+    command = [sys.executable, "-m", "pytest", *config.invocation_params.args]
+    runs = (rest[::2], rest[1::2], [most])
+    codes = {subprocess.run([*command, *map(str, run)]).returncode for run in runs}
+    return max(codes - {pytest.ExitCode.NO_TESTS_COLLECTED}, default=5)
