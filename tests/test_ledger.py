@@ -97,13 +97,14 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize(
-    "weight_decay, swept",
-    [(None, True), (0.01, True), (0.01, False)],
-    ids=["", "decay", "decay-unswept"],
-)
 @JIT
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(
+    "name, weight_decay, swept",
+    [
+        *((name, decay, True) for name in LONG for decay in (None, 0.01)),
+        *((name, 0.01, False) for name in ("adam", "adamax")),
+    ],
+)
 def test_long_training(name, jit, weight_decay, swept, monkeypatch, capsys):
     """As near to the oracle as dense Adam in float32; lazy beside them.
 
