@@ -39,7 +39,7 @@ def adam(
     m, v, *v_max = state
     m = once(m + (g - m) * s.one_minus_beta_1)
     v = once(v + (g * g - v) * s.one_minus_beta_2)
-    v_max = [ops.maximum(x, v) for x in v_max]
+    v_max = [once(ops.maximum(x, v)) for x in v_max]
     r = ops.sqrt(v_max[0] if v_max else v)
     return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)
 

@@ -238,7 +238,7 @@ def after(x: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
 def once(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     """x, computed once for all that reads it, where XLA compiles for a CPU.
 
-    It computes what is cheap again in each reader, up to the gather that all of it
+    XLA computes what is cheap again in each reader, up to the gather that all of it
     came from, which then stands alone, as 64 scalar moves for a row of 64: few rows
     are on their way from memory at a time. With arithmetic in it the loop is of
     vectors (8,192 rows of 1,000,000 x 64: 4.8 to 2.4 ms a step). A division is not

@@ -1,7 +1,7 @@
 """What comes in wrong: the right result, or an error that says what and what to do.
 
 Each in eager mode, in graph mode and under XLA, where it can differ. See also
-`test_optimizer.py` (betas, epsilon, exact mode's conditions, integer variables,
+`test_optimizer.py` (exact mode's conditions, integer variables,
 `overwrite_with_gradient`), `test_ledger.py` (two exact optimizers of one table) and
 `test_rows.py` (ids outside a table under XLA).
 """
@@ -24,6 +24,12 @@ EXECUTION = pytest.mark.parametrize("execution", EXECUTIONS)
 
 # name: (arguments, what the error says)
 ARGUMENTS = {
+    "rate": ({"learning_rate": -0.1}, "learning_rate.*-0.1"),
+    "beta_1": ({"beta_1": 1.0}, r"beta_1.*\[0, 1\).*1.0"),
+    "beta_1_in_float32": ({"beta_1": 1 - 1e-8}, "beta_1.*float32.*0.99999999"),
+    "beta_1_nan": ({"beta_1": NAN}, "beta_1.*nan"),
+    "beta_2": ({"beta_2": -0.5}, r"beta_2.*\[0, 1\).*-0.5"),
+    "sparse_updates": ({"sparse_updates": "lzy"}, "sparse_updates.*lazy.*lzy"),
     "rate_nan": ({"learning_rate": NAN}, "learning_rate.*finite.*nan"),
     "rate_inf": ({"learning_rate": math.inf}, "learning_rate.*finite.*inf"),
     "rate_array": ({"learning_rate": np.array([0.1])}, "learning_rate.*float"),
@@ -83,6 +89,12 @@ def test_arguments_as_keras_takes_them(cls):
 @pytest.mark.parametrize("epsilon", ["1e-8", None, True, math.inf, np.ones(2)])
 def test_epsilon(epsilon):
     with pytest.raises(ValueError, match=r"epsilon.*number above 0.*1e-8"):
+        keras_adam.Adam(epsilon=epsilon)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-40, -1e-8, NAN])
+def test_epsilon_out_of_range(epsilon):
+    with pytest.raises(ValueError, match=f"epsilon.*{epsilon}.*1e-8"):
         keras_adam.Adam(epsilon=epsilon)
 
 

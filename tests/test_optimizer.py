@@ -485,30 +485,6 @@ def test_mixed_micro_steps_lose_nothing():
     np.testing.assert_allclose(table.numpy()[::2], np.full((2, 1), 0.9), rtol=1e-6)
 
 
-BAD = {
-    "rate": ({"learning_rate": -0.1}, "learning_rate.*-0.1"),
-    "beta_1": ({"beta_1": 1.0}, r"beta_1.*\[0, 1\).*1.0"),
-    "beta_1_in_float32": ({"beta_1": 1 - 1e-8}, "beta_1.*float32.*0.99999999"),
-    "beta_1_nan": ({"beta_1": float("nan")}, "beta_1.*nan"),
-    "beta_2": ({"beta_2": -0.5}, r"beta_2.*\[0, 1\).*-0.5"),
-    "sparse_updates": ({"sparse_updates": "lzy"}, "sparse_updates.*lazy.*lzy"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-@CLASSES
-def test_bad_arguments(cls, name):
-    kwargs, message = BAD[name]
-    with pytest.raises(ValueError, match=message):
-        cls(**kwargs)
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 1e-40, -1e-8, float("nan")])
-def test_bad_epsilon(epsilon):
-    with pytest.raises(ValueError, match=f"epsilon.*{epsilon}.*1e-8"):
-        keras_adam.Adam(epsilon=epsilon)
-
-
 @pytest.mark.parametrize(
     "make",
     [
