@@ -42,6 +42,13 @@ def _rounded_plan(plan: Plan, dtype: str) -> Plan:
     return dataclasses.replace(plan, beta_1=beta_1, beta_2=beta_2)
 
 
+def _checked(x: tf.Tensor, holds: tf.Tensor, *what: Any) -> tf.Tensor:
+    """x, or an error that says what; under XLA, that knows none, NaN."""
+    assertion = tf.debugging.Assert(holds, what)
+    with tf.control_dependencies([] if assertion is None else [assertion]):
+        return tf.where(holds, x, math.nan)
+
+
 class ExactRows:
     """What `RowOptimizer` does beyond its own in `sparse_updates="exact"`.
 
@@ -152,20 +159,28 @@ class ExactRows:
         return largest
 
     def _checked_beta_1(self, beta_1: tf.Tensor, largest: float) -> tf.Tensor:
-        """A schedule's beta_1, or an error; under XLA, that knows none, NaN."""
-        holds = beta_1 <= largest * (1 + 1e-6)
-        assertion = tf.debugging.Assert(
-            holds,
-            [
-                "`beta_1`'s schedule has exceeded the largest value that was found "
-                "when the optimizer was built, over steps ever further apart, and "
-                "exact tails hold for no more. Received, and found:",
-                *(beta_1, largest),
-                '. Use a schedule without such peaks, or sparse_updates="dense".',
-            ],
+        """A schedule's beta_1, if it is no more than it was said to be."""
+        return _checked(
+            beta_1,
+            beta_1 <= largest * (1 + 1e-6),
+            "`beta_1`'s schedule has exceeded the largest value that was found "
+            "when the optimizer was built, over steps ever further apart, and "
+            "exact tails hold for no more. Received, and found:",
+            *(beta_1, largest),
+            '. Use a schedule without such peaks, or sparse_updates="dense".',
         )
-        with tf.control_dependencies([] if assertion is None else [assertion]):
-            return tf.where(holds, beta_1, math.nan)
+
+    def _checked_decay(self, decay: tf.Tensor) -> tf.Tensor:
+        """The share of the weights that a step takes off, if it leaves some."""
+        return _checked(
+            decay,
+            decay < 1,
+            "`learning_rate` * `weight_decay` must stay below 1 in "
+            'sparse_updates="exact": a step would take off all of each weight, or '
+            "more, and what rows owe has no logarithm. Received, of the two:",
+            decay,
+            '. Use less of one, or sparse_updates="dense".',
+        )
 
     def _note_by_rows(self, i: int) -> None:
         """From now on the i-th variable is updated row by row."""
@@ -304,7 +319,9 @@ class ExactRows:
                 t,
                 self._lead(self._scalars(step)),
                 beta_1,
-                step.alpha * self.weight_decay if history.decays else None,
+                self._checked_decay(step.alpha * self.weight_decay)
+                if history.decays
+                else None,
             )
 
     def _settle(self, i: int, ahead: int = 0) -> None:

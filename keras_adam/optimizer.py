@@ -32,7 +32,8 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
 
     - `weight_decay` (at least 0; decoupled, as Keras's: theta - learning_rate *
       weight_decay * theta): nothing. In lazy mode it reaches the batch's rows only;
-      in exact mode all rows, and learning_rate * weight_decay must stay below 1.
+      in exact mode all rows, and learning_rate * weight_decay must stay below 1: an
+      error, or under XLA, which knows none, NaN.
     - `clipnorm`, `global_clipnorm`, `clipvalue` (at least 0, one of them): nothing.
       They see the summed gradient.
     - `loss_scale_factor` (above 0): nothing.

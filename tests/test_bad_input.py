@@ -160,6 +160,22 @@ def test_gradients_of_other_types(make, execution):
     np.testing.assert_allclose(variable.numpy(), 0.9, rtol=1e-6)
 
 
+@EXECUTION
+@CLASSES
+def test_decay_of_all_the_weights(cls, execution):
+    """An error where a step can raise one; XLA knows none, and makes it NaN."""
+    variable, optimizer = table(), cls(0.5, weight_decay=1.0)
+    take(execution, optimizer, [slices([0])], [variable])
+    optimizer.learning_rate = 1.0
+    if execution == "xla":
+        take(execution, optimizer, [slices([0])], [variable])
+        assert np.isnan(variable.numpy()[2:]).all()  # row 1 was swept, and owes none
+        return
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        take(execution, optimizer, [slices([0])], [variable])
+    assert "`learning_rate` * `weight_decay` must stay below 1" in str(error.value)
+
+
 @MODES
 @EXECUTION
 @pytest.mark.parametrize("bad", [NAN, math.inf])
