@@ -11,6 +11,7 @@ fault. `--seconds` takes mutants at random until the time is up.
 
 import argparse
 import importlib
+import math
 import os
 import pathlib
 import random
@@ -130,6 +131,10 @@ COMPILED = [
     ),
     *trajectory("patterns", "exact", "ragged", execution="graph"),
     *trajectory("patterns", "exact", "repeats", execution="xla"),
+    (
+        *("test_bad_input", "test_gradients_that_are_not_finite"),
+        (math.nan, "xla", "dense", "adamax"),
+    ),
     ("test_tails", "test_long_sums_of_logarithms_keep_small_steps", ()),
     ("test_tails", "test_decays_are_known_in_two_parts", ()),
     ("test_tails", "test_tails_are_right_to_1e_5_of_themselves", ("adam", "warm_up")),
