@@ -143,7 +143,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
         return s.alpha
 
     def _has_kernel(self) -> bool:
-        return True
+        # The kernel divides by u + epsilon: where u is 0, m must be, too.
+        return not callable(self.beta_1) and self.beta_1 < self.beta_2
 
     @staticmethod
     def _kernel(
@@ -158,7 +159,7 @@ class AdaMax(AdaMaxMigration, Optimizer):
             lr=s.alpha,
             beta1=one - s.one_minus_beta_1,
             beta2=s.beta_2,
-            # Where u is 0, so is m. Below the last digit of any u above 1e-30.
+            # Below the last digit of any u above 1e-30.
             epsilon=tf.constant(np.finfo(g.dtype.as_numpy_dtype).tiny, g.dtype),
             grad=g,
         )

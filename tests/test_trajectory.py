@@ -202,3 +202,23 @@ def test_u_of_zero_is_a_step_of_zero(execution):
     np.testing.assert_array_equal(variables[0].numpy(), thetas[0])
     np.testing.assert_array_equal(variables[1].numpy()[::2], thetas[1][::2])
     assert np.all(variables[1].numpy()[1::2] != thetas[1][1::2])
+
+
+@pytest.mark.parametrize("beta_1", [0.9, lambda t: 0.9], ids=["number", "callable"])
+@pytest.mark.parametrize("mode", ["lazy", "dense"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_u_of_zero_beside_momentum_is_a_step_of_zero(execution, mode, beta_1):
+    thetas, gradients = cases.stream("repeats", 1)
+    (values, _), vector = gradients[0]
+    ids = np.arange(len(values)) % len(thetas[0])
+    ones, zeros = ([(x(values), ids), x(vector)] for x in (np.ones_like, np.zeros_like))
+    before, after = (
+        cases.train(
+            lambda: keras_adam.AdaMax(0.125, beta_1, 0.0, sparse_updates=mode),
+            *(execution, thetas, [ones, *[zeros] * n]),
+        )[1]
+        for n in (0, 2)
+    )
+    for start, x, y in zip(thetas, before, after):
+        assert np.any(x.numpy() != start)
+        np.testing.assert_array_equal(y.numpy(), x.numpy())
