@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_adam.backend import Optimizer, tails, tf
-from keras_adam.base import Step, one_minus_power
+from keras_adam.base import Step, moving_average, one_minus_power
 from keras_adam.checks import check_epsilon
 from keras_adam.migration import AdamMigration
 
@@ -20,7 +20,9 @@ class AdamScalars(NamedTuple):
 
     alpha: tf.Tensor  # alpha * sqrt(1 - beta_2^t) / (1 - beta_1^t)
     epsilon: tf.Tensor  # epsilon hat
+    beta_1: float | tf.Tensor
     one_minus_beta_1: tf.Tensor
+    beta_2: float
     one_minus_beta_2: tf.Tensor
 
 
@@ -37,8 +39,8 @@ def adam(
     results share.
     """
     m, v, *v_max = state
-    m = once(m + (g - m) * s.one_minus_beta_1)
-    v = once(v + (g * g - v) * s.one_minus_beta_2)
+    m = once(moving_average(m, g, s.beta_1, s.one_minus_beta_1))
+    v = once(moving_average(v, g * g, s.beta_2, s.one_minus_beta_2))
     v_max = [once(ops.maximum(x, v)) for x in v_max]
     r = ops.sqrt(v_max[0] if v_max else v)
     return theta - s.alpha * m / (r + s.epsilon), (m, v, *v_max)
@@ -188,7 +190,9 @@ class Adam(AdamMigration, Optimizer):
             alpha=step.alpha * ops.sqrt(c_2) / c_1,
             epsilon=self.epsilon
             * (ops.ones_like(c_2) if self.epsilon_hat else ops.sqrt(c_2)),
+            beta_1=step.beta_1,
             one_minus_beta_1=step.one_minus_beta_1,
+            beta_2=step.beta_2,
             one_minus_beta_2=ops.convert_to_tensor(1 - step.beta_2, step.t.dtype),
         )
 
@@ -212,7 +216,8 @@ class Adam(AdamMigration, Optimizer):
 
     def _has_kernel(self) -> bool:
         # The kernel knows 1 - beta_2 to 5 digits; the correction cancels that.
-        return self.bias_correction and not self.amsgrad
+        # Nor a small v beside a large one before, where beta_2 is small.
+        return self.bias_correction and not self.amsgrad and self.beta_2 >= 0.5
 
     @staticmethod
     def _kernel(

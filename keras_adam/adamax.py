@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_adam.backend import Optimizer, tails, tf
-from keras_adam.base import Step
+from keras_adam.base import Step, moving_average
 from keras_adam.migration import AdaMaxMigration
 
 
@@ -18,6 +18,7 @@ class AdaMaxScalars(NamedTuple):
     """What `adamax` needs beside a variable's own state; scalars of one step."""
 
     alpha: tf.Tensor  # alpha / (1 - beta_1^t)
+    beta_1: float | tf.Tensor
     one_minus_beta_1: tf.Tensor
     beta_2: tf.Tensor
 
@@ -31,7 +32,7 @@ def adamax(
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
     """One step of Algorithm 2. `once` is told what two results share."""
     m, u = state
-    m = once(m + (g - m) * s.one_minus_beta_1)
+    m = once(moving_average(m, g, s.beta_1, s.one_minus_beta_1))
     u = once(ops.maximum(s.beta_2 * u, ops.abs(g)))
     # Where u is 0 there is no step, but a NaN must show; XLA's maximum may lose it.
     still = u == 0
@@ -124,6 +125,7 @@ class AdaMax(AdaMaxMigration, Optimizer):
     def _scalars(self, step: Step) -> AdaMaxScalars:
         return AdaMaxScalars(
             alpha=step.alpha / step.correction_1,
+            beta_1=step.beta_1,
             one_minus_beta_1=step.one_minus_beta_1,
             beta_2=ops.convert_to_tensor(step.beta_2, step.t.dtype),
         )
@@ -143,8 +145,10 @@ class AdaMax(AdaMaxMigration, Optimizer):
         return s.alpha
 
     def _has_kernel(self) -> bool:
-        # The kernel divides by u + epsilon: where u is 0, m must be, too.
-        return not callable(self.beta_1) and self.beta_1 < self.beta_2
+        # The kernel divides by u + epsilon: where u is 0, m must be, too. And where
+        # u falls fast, it loses m's digits.
+        falls = not callable(self.beta_1) and self.beta_1 < self.beta_2
+        return falls and self.beta_2 >= 0.5
 
     @staticmethod
     def _kernel(

@@ -27,6 +27,7 @@ class Step(NamedTuple):
     """What every rule needs to know of the step at hand; scalars."""
 
     alpha: Any
+    beta_1: Any
     one_minus_beta_1: Any
     correction_1: Any  # 1 - beta_1^t, or 1 - prod(beta_1,i)
     beta_2: float
@@ -51,6 +52,21 @@ def rounded(dtype: str, beta: float) -> float:
 def one_minus_power(beta: float, t: Any) -> Any:
     """1 - beta^t; the direct form loses the first steps' digits in float32."""
     return -keras.ops.expm1(t * math.log(beta)) if beta else keras.ops.ones_like(t)
+
+
+def moving_average(old: Any, new: Any, beta: Any, one_minus_beta: Any) -> Any:
+    """beta * old + (1 - beta) * new, from the one that weighs more.
+
+    From old, it would lose a small new one where beta is small; from new, digits of
+    1 - beta where that is.
+    """
+    if not isinstance(beta, float):  # a schedule's
+        ops, from_old = keras.ops, beta >= 0.5
+        near, far = ops.where(from_old, old, new), ops.where(from_old, new, old)
+        return near + (far - near) * ops.where(from_old, one_minus_beta, beta)
+    if beta >= 0.5:
+        return old + (new - old) * one_minus_beta
+    return new + (old - new) * beta
 
 
 def share(momentum: float, n: Any, t: Any) -> Any:
@@ -255,17 +271,16 @@ class BaseOptimizer(keras.optimizers.Optimizer):
     def _step(self, learning_rate: Any, dtype: str, kernel: bool = False) -> Step:
         t = keras.ops.cast(self.iterations, dtype) + 1
         alpha = keras.ops.convert_to_tensor(learning_rate, dtype)
-        beta_1, beta_2 = self.beta_1, self.beta_2
+        beta_1, beta_2 = self.beta_1, float(self.beta_2)
         if kernel:
             beta_2 = rounded(dtype, beta_2)
         if callable(beta_1):
             c_1 = keras.ops.cast(self._correction_1, dtype)
-            rest = 1 - keras.ops.cast(self._beta_1(), dtype)
-            return Step(alpha, rest, c_1, beta_2, t)
-        if kernel:
-            beta_1 = rounded(dtype, beta_1)
+            beta_1 = keras.ops.cast(self._beta_1(), dtype)
+            return Step(alpha, beta_1, 1 - beta_1, c_1, beta_2, t)
+        beta_1 = rounded(dtype, beta_1) if kernel else float(beta_1)
         rest = keras.ops.convert_to_tensor(1 - beta_1, dtype)
-        return Step(alpha, rest, one_minus_power(beta_1, t), beta_2, t)
+        return Step(alpha, beta_1, rest, one_minus_power(beta_1, t), beta_2, t)
 
     # Serialization.
 

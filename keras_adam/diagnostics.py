@@ -224,7 +224,7 @@ def figures(optimizer: Any, i: int) -> tf.Tensor:
         correction_1 = one_minus_power(optimizer.beta_1, t)
     # At a learning rate of 1; the share of the new gradient does not matter.
     one = tf.ones_like(t)
-    s = optimizer._scalars(Step(one, one, correction_1, optimizer.beta_2, t))
+    s = optimizer._scalars(Step(one, one, one, correction_1, optimizer.beta_2, t))
 
     def chunk(start: Any, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The largest step of some rows, and the sums of all that is averaged."""

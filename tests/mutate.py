@@ -41,7 +41,7 @@ FUNCTIONS = {
     "adam.py": (),
     "adamax.py": (),
     "base.py": (
-        *("one_minus_power", "share", "_step", "_count_beta_1"),
+        *("one_minus_power", "moving_average", "share", "_step", "_count_beta_1"),
         *("state_dtype", "rounded"),
     ),
     "checks.py": ("check_range",),
