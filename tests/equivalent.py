@@ -5,7 +5,22 @@ NEVER_UPDATED = "a row that was never updated has m = 0, and owes nothing of any
 MORE = "reads more than it uses"
 OWES_NOTHING = "multiplied by coefficients that are 0 where no step was skipped"
 
+PRECISION = "moves the nodes by less than the distance of two steps"
+
 EQUIVALENT = {
+    (
+        *("adamax.py", "_make_plan"),
+        "1 / self.beta_2 if self.beta_2 else 1.0",
+        "1 / self.beta_2 if self.beta_1 else 1.0",
+    ): "without momentum nothing is owed that could grow",
+    ("tails.py", "owed", "gap > plan.window", "gap >= plan.window"): "below 1e-8 of m",
+    ("tails.py", "advance", "0 * j", "0 / j"): "gives a shape",
+    ("tails.py", "advance", "t0 + 1", "t0 + 2"): PRECISION,
+    (
+        *("tails.py", "advance"),
+        "plan.log_s(t0 + 1, 1.0)",
+        "plan.log_s(t0 + 1, 1.5)",
+    ): PRECISION,
     ("adam.py", "_make_plan", "beta_1 < root", "beta_1 <= root"): REFUSED,
     (
         *("adam.py", "_make_plan"),

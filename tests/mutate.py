@@ -32,7 +32,8 @@ from equivalent import EQUIVALENT
 
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = TESTS.parent / "keras_adam"
-UNSWEPT, MONKEYPATCH = "unswept", "monkeypatch"  # arguments that stand for these
+# Arguments that stand for what a child makes.
+UNSWEPT, MONKEYPATCH, ADAM = "unswept", "monkeypatch", "keras_adam.Adam"
 LIMIT = 300  # seconds for a mutant, such as one whose loop does not end
 
 # What computes weights, state and averages; not what checks arguments, chooses
@@ -72,6 +73,7 @@ FUNCTIONS = {
 NAMES = (
     *("adam", "adam_hat", "adam_betas", "adam_beta_1_0", "adam_uncorrected"),
     *("adam_beta_1_schedule", "amsgrad", "adamax", "adamax_betas"),
+    "adamax_beta_1_schedule",
 )
 
 
@@ -86,10 +88,30 @@ ROWS = [
     ("test_tails", "test_sweep_reaches_every_row_in_time", (MONKEYPATCH,)),
 ]
 DENSE = [
+    *(
+        ("test_bad_input", "test_arguments", (ADAM, name))
+        for name in ("beta_1", "beta_2")
+    ),
     *trajectory("patterns", "dense", "repeats", NAMES),
     *trajectory("dtypes", "dense", "bfloat16", ("adam", "adamax")),
     *trajectory("options", "dense", "weight_decay"),
     ("test_trajectory", "test_u_of_zero_is_a_step_of_zero", ("eager",)),
+    *(
+        (
+            *("test_trajectory", "test_u_of_zero_beside_momentum_is_a_step_of_zero"),
+            (execution, "dense", 0.9),
+        )
+        for execution in ("eager", "xla")
+    ),
+    *(
+        (
+            *("test_trajectory", "test_small_gradients_after_large_ones"),
+            (cls, beta_1, "dense", execution),
+        )
+        for cls in ("Adam", "AdaMax")
+        for beta_1 in (0.0, 0.5, "falls")
+        for execution in ("graph", "xla")
+    ),
 ]
 LAZY = [
     *trajectory("patterns", "lazy", "empty", NAMES),
@@ -101,6 +123,7 @@ AVERAGES = [
     *trajectory("options", "exact", "ema"),
     *trajectory("options", "lazy", "ema", ("adamax",)),
     *trajectory("options", "exact", "ema_overwrite"),
+    ("test_averaging", "test_long_gaps", (UNSWEPT, 0.9, "adam", "exact", False)),
 ]
 EXACT = [
     *trajectory("patterns", "exact", "repeats", NAMES),
@@ -161,7 +184,8 @@ def call(module, name, args):
             ledger = importlib.import_module("keras_adam.ledger")
             none = tf.zeros([0], tf.int32)
             monkeypatch.setattr(ledger, "sweep", lambda rows, t: none)
-        args = [monkeypatch if x is MONKEYPATCH else x for x in args]
+        stand = {MONKEYPATCH: monkeypatch, ADAM: sys.modules["keras_adam"].Adam}
+        args = [stand.get(x, x) for x in args]
         getattr(importlib.import_module(module), name)(*args)
 
 
