@@ -131,11 +131,12 @@ class AdaMax(AdaMaxMigration, Optimizer):
         )
 
     def _make_plan(self, beta_1: float) -> tails.Plan:
+        falls = beta_1 < self.beta_2
         return tails.Plan(
             beta_1,
             self.beta_2,
-            ratio=beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.0,
-            growth=1 / self.beta_2 if self.beta_2 else 1.0,
+            ratio=beta_1 / self.beta_2 if falls else 1.0,
+            growth=1 / self.beta_2 if falls else 1.0,
             decays=False,
             corrected=False,
             schedule=callable(self.beta_1),

@@ -5,14 +5,22 @@ NEVER_UPDATED = "a row that was never updated has m = 0, and owes nothing of any
 MORE = "reads more than it uses"
 OWES_NOTHING = "multiplied by coefficients that are 0 where no step was skipped"
 
+EITHER = "there both ways are right"
 PRECISION = "moves the nodes by less than the distance of two steps"
 
 EQUIVALENT = {
+    **{
+        (*(file, "_has_kernel"), "self.beta_2 >= 0.5", after): EITHER
+        for file in ("adam.py", "adamax.py")
+        for after in ("self.beta_2 > 0.5", "self.beta_2 >= 0.75")
+    },
     (
-        *("adamax.py", "_make_plan"),
-        "1 / self.beta_2 if self.beta_2 else 1.0",
-        "1 / self.beta_2 if self.beta_1 else 1.0",
-    ): "without momentum nothing is owed that could grow",
+        *("adamax.py", "_has_kernel"),
+        "self.beta_1 < self.beta_2",
+        "self.beta_1 <= self.beta_2",
+    ): EITHER,
+    ("adamax.py", "_has_kernel", "self.beta_1", "self.beta_2"): "as right, but slower",
+    ("adamax.py", "_has_kernel", "self.beta_2", "self.beta_1"): "as right, but slower",
     ("tails.py", "owed", "gap > plan.window", "gap >= plan.window"): "below 1e-8 of m",
     ("tails.py", "advance", "0 * j", "0 / j"): "gives a shape",
     ("tails.py", "advance", "t0 + 1", "t0 + 2"): PRECISION,
@@ -32,16 +40,14 @@ EQUIVALENT = {
         "beta_1 < self.beta_2",
         "beta_1 <= self.beta_2",
     ): REFUSED,
-    (
-        *("adamax.py", "_make_plan"),
-        "beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.0",
-        "beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.5",
-    ): REFUSED,
-    (
-        *("adamax.py", "_make_plan"),
-        "1 / self.beta_2 if self.beta_2 else 1.0",
-        "1 / self.beta_2 if self.beta_2 else 1.5",
-    ): "no beta_1 is below a beta_2 of 0: refused",
+    **{
+        (
+            *("adamax.py", "_make_plan"),
+            f"{x} / self.beta_2 if falls else 1.0",
+            f"{x} / self.beta_2 if falls else 1.5",
+        ): REFUSED
+        for x in ("beta_1", "1")
+    },
     (
         *("tails.py", "advance"),
         "plan.log_s(t, j) + 0 * j",

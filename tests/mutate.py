@@ -106,10 +106,10 @@ DENSE = [
     *(
         (
             *("test_trajectory", "test_small_gradients_after_large_ones"),
-            (cls, beta_1, "dense", execution),
+            (cls, *betas, "dense", execution),
         )
         for cls in ("Adam", "AdaMax")
-        for beta_1 in (0.0, 0.5, "falls")
+        for betas in ((0.0, 0.0), (0.5, 0.0), ("falls", 0.0), (0.0, 2.0**-30))
         for execution in ("graph", "xla")
     ),
 ]
