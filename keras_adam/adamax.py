@@ -131,12 +131,11 @@ class AdaMax(AdaMaxMigration, Optimizer):
         )
 
     def _make_plan(self, beta_1: float) -> tails.Plan:
-        falls = beta_1 < self.beta_2
         return tails.Plan(
             beta_1,
             self.beta_2,
-            ratio=beta_1 / self.beta_2 if falls else 1.0,
-            growth=1 / self.beta_2 if falls else 1.0,
+            ratio=beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.0,
+            grows=True,
             decays=False,
             corrected=False,
             schedule=callable(self.beta_1),
@@ -148,7 +147,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
     def _has_kernel(self) -> bool:
         # The kernel divides by u + epsilon: where u is 0, m must be, too. And where
         # u falls fast, it loses m's digits.
-        falls = not callable(self.beta_1) and self.beta_1 < self.beta_2
+        beta_1 = self.beta_1
+        falls = not callable(beta_1) and beta_1 < self.beta_2
         return falls and self.beta_2 >= 0.5
 
     @staticmethod

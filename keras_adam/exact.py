@@ -313,7 +313,7 @@ class ExactRows:
             step = self._step(learning_rate, dtype, self._untracked.rounded[i])
             beta_1 = None
             if callable(self.beta_1):
-                beta_1 = self._checked_beta_1(1 - step.one_minus_beta_1, plan.beta_1)
+                beta_1 = self._checked_beta_1(step.beta_1, plan.beta_1)
             history.advance(
                 plan,
                 t,

@@ -56,7 +56,7 @@ class Plan:
         beta_1: Decay rate of m a step; with a schedule its bound.
         beta_2: Decay rate of v, or of u.
         ratio: How the steps of a skipped row fall: c / s a step.
-        growth: c grows by this a step, beside beta_1.
+        grows: Whether c grows by 1 / beta_2 a step, beside beta_1.
         decays: Whether r falls with v.
         corrected: Whether s has the bias correction of v.
         schedule: Whether beta_1 is one.
@@ -67,7 +67,7 @@ class Plan:
     beta_1: float
     beta_2: float
     ratio: float
-    growth: float = 1.0
+    grows: bool = False
     decays: bool = True
     corrected: bool = True
     schedule: bool = False
@@ -117,13 +117,18 @@ class Plan:
     def log_s(self, t: Any, j: Any, np_or_tf: Any = tf) -> Any:
         """log s at step t, j steps after the last update."""
         y = 0 * t
-        if self.decays and self.beta_2:
+        if self.decays:
             y = y + j * math.log(self.beta_2)
-        if self.corrected and self.beta_2:
+        if self.corrected:
             log = np.log if np_or_tf is np else tf.math.log
             expm1 = np.expm1 if np_or_tf is np else tf.math.expm1
-            y = y - log(-expm1(t * math.log(self.beta_2)))
+            beta_2 = max(self.beta_2, 1e-30)  # 1 - 0^t, too, is 1
+            y = y - log(-expm1(t * math.log(beta_2)))
         return y / 2
+
+    @property
+    def growth(self) -> float:
+        return 1 / self.beta_2 if self.grows else 1.0
 
     @property
     def columns(self) -> int:

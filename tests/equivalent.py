@@ -16,13 +16,15 @@ EQUIVALENT = {
     },
     (
         *("adamax.py", "_has_kernel"),
-        "self.beta_1 < self.beta_2",
-        "self.beta_1 <= self.beta_2",
+        "beta_1 < self.beta_2",
+        "beta_1 <= self.beta_2",
     ): EITHER,
     ("adamax.py", "_has_kernel", "self.beta_1", "self.beta_2"): "as right, but slower",
     ("adamax.py", "_has_kernel", "self.beta_2", "self.beta_1"): "as right, but slower",
     ("tails.py", "owed", "gap > plan.window", "gap >= plan.window"): "below 1e-8 of m",
     ("tails.py", "advance", "0 * j", "0 / j"): "gives a shape",
+    ("tails.py", "log_s", "0 * t", "0 / t"): "gives a shape; t is at least 1",
+    ("tails.py", "log_s", "1e-30", "1.5e-30"): "below the last digit of 1",
     ("tails.py", "advance", "t0 + 1", "t0 + 2"): PRECISION,
     (
         *("tails.py", "advance"),
@@ -40,14 +42,11 @@ EQUIVALENT = {
         "beta_1 < self.beta_2",
         "beta_1 <= self.beta_2",
     ): REFUSED,
-    **{
-        (
-            *("adamax.py", "_make_plan"),
-            f"{x} / self.beta_2 if falls else 1.0",
-            f"{x} / self.beta_2 if falls else 1.5",
-        ): REFUSED
-        for x in ("beta_1", "1")
-    },
+    (
+        *("adamax.py", "_make_plan"),
+        "beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.0",
+        "beta_1 / self.beta_2 if beta_1 < self.beta_2 else 1.5",
+    ): REFUSED,
     (
         *("tails.py", "advance"),
         "plan.log_s(t, j) + 0 * j",

@@ -127,6 +127,7 @@ AVERAGES = [
 ]
 EXACT = [
     *trajectory("patterns", "exact", "repeats", NAMES),
+    *trajectory("patterns", "exact", "rank_3"),
     *trajectory("options", "exact", "weight_decay"),
     *trajectory("options", "exact", "accumulation_clip_decay"),
     ("test_ledger", "test_settle_pays_once", (UNSWEPT, "eager")),

@@ -127,13 +127,17 @@ def test_the_edge_itself_is_refused(cls):
 
 
 def test_long_sums_of_logarithms_keep_small_steps():
-    total = tf.zeros(2)
-    total += [-50.0, 0.0]
     add = tf.function(tails.add_log, jit_compile=True)
-    for _ in range(2000):
-        total = add(total, tf.constant(1e-7))
-    found = total.numpy().astype(np.float64)
-    np.testing.assert_allclose(found.sum() + 50, 2000 * math.log1p(-1e-7), rtol=1e-4)
+
+    def after(total, decay, n):
+        for _ in range(n):
+            total = add(total, tf.constant(decay))
+        return total, total.numpy().astype(np.float64).sum()
+
+    total, large = after(tf.zeros(2), 0.5, 72)
+    np.testing.assert_allclose(large, 72 * math.log(0.5), rtol=1e-6)
+    _, found = after(total, 1e-7, 2000)
+    np.testing.assert_allclose(found - large, 2000 * math.log1p(-1e-7), rtol=1e-4)
 
 
 def test_sweep_reaches_every_row_in_time(monkeypatch):

@@ -238,7 +238,7 @@ def test_small_gradients_after_large_ones(cls, beta_1, beta_2, mode, execution):
     thetas, [[(values, ids), vector]] = cases.stream("repeats", 1)
     gradients = [
         [(np.full_like(values, c), ids), np.full_like(vector, -c)]
-        for c in (2.0**4, 2.0**-10, 2.0**-20, 2.0**-16)
+        for c in (37.7, 1.3e-3, 1.7e-6, 2.3e-5)
     ]
     make = getattr(keras_adam, cls)
     _, variables = cases.train(
@@ -247,5 +247,21 @@ def test_small_gradients_after_large_ones(cls, beta_1, beta_2, mode, execution):
     )
     rule = getattr(reference, cls)(theirs, beta_2)
     training = cases.oracle(rule, thetas, gradients, mode=mode, learning_rate=0.125)
+    for x, truth in zip(variables, training.thetas):
+        np.testing.assert_allclose(x.numpy(), truth, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_schedules_of_small_beta_1(name, execution):
+    """1 - (1 - beta_1) is off by some ulps of itself, which is no peak."""
+    make, rule = OPTIMIZERS[name]
+    thetas, gradients = cases.stream("repeats", 4)
+    ours, theirs = (f(0.003, 0.999) for f in (cases.Halving, cases.halving))
+    _, variables = cases.train(
+        lambda: make(learning_rate=cases.LEARNING_RATE, beta_1=ours),
+        *(execution, thetas, gradients),
+    )
+    training = cases.oracle(type(rule)(theirs), thetas, gradients, mode="exact")
     for x, truth in zip(variables, training.thetas):
         np.testing.assert_allclose(x.numpy(), truth, rtol=1e-6, atol=1e-6)
