@@ -260,7 +260,6 @@ def main():
         seed = args.seed if args.seed is not None else random.randrange(10**6)
         print(f"--seed {seed}")
         random.Random(seed).shuffle(todo)
-    start = time.monotonic()
     killed, survivors = 0, []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -268,6 +267,7 @@ def main():
         shutil.copytree(PACKAGE, folder / "keras_adam", ignore=ignore)
         if not run(None, "adam.py", folder, verbose=True):
             sys.exit("The tests fail without a mutant.")
+        start = time.monotonic()
         for mutant in todo:
             if args.seconds and time.monotonic() - start > args.seconds:
                 break
