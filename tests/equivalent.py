@@ -10,6 +10,10 @@ PRECISION = "moves the nodes by less than the distance of two steps"
 
 EQUIVALENT = {
     **{
+        ("base.py", "moving_average", "beta >= 0.5", after): EITHER
+        for after in ("beta > 0.5", "beta >= 0.75")
+    },
+    **{
         (*(file, "_has_kernel"), "self.beta_2 >= 0.5", after): EITHER
         for file in ("adam.py", "adamax.py")
         for after in ("self.beta_2 > 0.5", "self.beta_2 >= 0.75")
