@@ -8,7 +8,13 @@ OWES_NOTHING = "multiplied by coefficients that are 0 where no step was skipped"
 EITHER = "there both ways are right"
 PRECISION = "moves the nodes by less than the distance of two steps"
 
+LARGE = "self._trainable_variables[i].shape.num_elements()"
+
 EQUIVALENT = {
+    **{
+        ("exact.py", "_settle", f"{LARGE} > 1000000.0", f"{LARGE} {after}"): EITHER
+        for after in (">= 1000000.0", "> 1500000.0")
+    },
     **{
         ("base.py", "moving_average", "beta >= 0.5", after): EITHER
         for after in ("beta > 0.5", "beta >= 0.75")

@@ -133,6 +133,11 @@ EXACT = [
     ("test_ledger", "test_settle_pays_once", (UNSWEPT, "eager")),
     ("test_ledger", "test_dense_and_sparse_gradients_of_one_table", (UNSWEPT, "eager")),
     ("test_ledger", "test_dense_steps_before_the_first_sparse_one", (UNSWEPT,)),
+    (
+        "test_ledger",
+        "test_a_compiled_dense_step_before_the_first_sparse_one_is_refused",
+        (),
+    ),
 ]
 PLANS = [
     *(
