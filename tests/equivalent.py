@@ -37,6 +37,12 @@ EQUIVALENT = {
     ("tails.py", "advance", "t0 + 1", "t0 + 2"): PRECISION,
     (
         *("tails.py", "advance"),
+        "np.arange(n) + 0.5",
+        "np.arange(n) + 0.75",
+    ): "other nodes, between which tails are still right to 1e-5",
+    ("exact.py", "_written", "i + 1", "i + 2"): MORE,
+    (
+        *("tails.py", "advance"),
         "plan.log_s(t0 + 1, 1.0)",
         "plan.log_s(t0 + 1, 1.5)",
     ): PRECISION,
