@@ -59,8 +59,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
     theta = theta - learning_rate / (1 - beta_1^t) * m / u
     ```
 
-    There is no epsilon: where u is 0 every gradient so far was 0, and so is the
-    step. m and u are kept in float32 (float64 for float64 variables), or in
+    There is no epsilon: where u is 0, as it is before the first gradient that is not,
+    the step is 0. m and u are kept in float32 (float64 for float64 variables), or in
     `moments_dtype`, whatever the variable's dtype; the step is computed in at least
     float32 and cast once.
 
