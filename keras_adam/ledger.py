@@ -197,6 +197,10 @@ def read(
     """
     shape = tables[0].shape
     d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
+    if rows.in_xla():
+        # The gradient has these ids, and may leave XLA: none is past the table's end.
+        inside = tf.where(d.ids < shape[0], d.ids, 0)
+        d = d._replace(lengthened=inside)
     values = [tf.gather(x, d.lengthened) for x in tables]
     # The rows' gradient is the table's: what is owed does not depend on the batch.
     detached = [rows.once(tf.stop_gradient(x), debts.t) for x in values]

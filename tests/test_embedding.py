@@ -191,6 +191,40 @@ def test_a_rate_that_a_callback_lowers(jit):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("steps", ["eager", "graph"])
+@JIT
+def test_gradients_of_a_function_of_their_own(jit, steps):
+    """Handed on to a step that is not compiled with them, as in loops by hand."""
+
+    def train(model, optimizer, dense):
+        optimizer.build(model.trainable_variables)
+        x, y = make_data()
+
+        @tf.function(jit_compile=jit)
+        def gradients(x, y):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x) - y) ** 2)
+            return tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+        def step(x, y):
+            grads = gradients(x, y)
+            if dense:
+                grads = [tf.convert_to_tensor(g) for g in grads]
+            optimizer.apply(grads, model.trainable_variables)
+
+        run = step if steps == "eager" else tf.function(step)
+        for i in range(0, len(x), 2):
+            run(tf.constant(x[i : i + 2]), tf.constant(y[i : i + 2]))
+        return model.get_weights()
+
+    ours = keras_adam.Adam(0.01, epsilon=1e-7, epsilon_hat=True)
+    ours = train(make_model(layer=keras_adam.Embedding), ours, dense=False)
+    theirs = keras.optimizers.Adam(0.01, epsilon=1e-7)
+    theirs = train(make_model(layer=keras.layers.Embedding), theirs, dense=True)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
+
+
 def test_run_eagerly():
     a = fit(compiled(adam(), run_eagerly=True), 1).history["loss"]
     b = fit(compiled(adam("dense"), jit=True), 1).history["loss"]
