@@ -274,7 +274,7 @@ def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
     if in_xla():
         rows = table.shape[0]
         ids = tf.where(marks > 0, tf.range(rows), rows)
-        return Rows(table + 0, ids, ids)
+        return Rows(table.read_value(), ids, ids)
     ids = tf.where(marks > 0)[:, 0]
     longer = lengthen(ids)
     more = tf.shape(longer)[0] - tf.shape(ids)[0]

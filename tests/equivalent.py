@@ -35,12 +35,13 @@ EQUIVALENT = {
     ("tails.py", "advance", "0 * j", "0 / j"): "gives a shape",
     ("tails.py", "log_s", "0 * t", "0 / t"): "gives a shape; t is at least 1",
     ("tails.py", "advance", "t0 + 1", "t0 + 2"): PRECISION,
-    (
-        *("tails.py", "advance"),
-        "np.arange(n) + 0.5",
-        "np.arange(n) + 0.75",
-    ): "other nodes, between which tails are still right to 1e-5",
-    ("exact.py", "_written", "i + 1", "i + 2"): MORE,
+    **{
+        ("tails.py", "advance", "np.arange(n) + 0.5", after): (
+            "other nodes, between which tails are still right to 1e-5"
+        )
+        for after in ("np.arange(n) + 0.75", "np.arange(n)")
+    },
+    ("ledger.py", "settle_state", "1:3", "1:4"): "writes amsgrad's as it is",
     (
         *("tails.py", "advance"),
         "plan.log_s(t0 + 1, 1.0)",
@@ -83,11 +84,13 @@ EQUIVALENT = {
         "None if debts.history else 2",
     ): MORE,
     ("tails.py", "owed", "n + 1", "n + 2"): MORE,
-    (
-        *("tails.py", "advance"),
-        "q - 1",
-        "q + 1",
-    ): "only the window's last step lies past the last piece, below 1e-5 of the tail",
+    **{
+        ("tails.py", "advance", "q - 1", after): (
+            "only the window's last step lies past the last piece, below 1e-5 of the "
+            "tail"
+        )
+        for after in ("q + 1", "q")
+    },
     (
         *("tails.py", "owed"),
         "tf.where(skipped, since, 1)",

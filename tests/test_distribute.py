@@ -19,8 +19,7 @@ SCRIPT = pathlib.Path(__file__).with_name("replicas.py")
 def check(results):
     assert len(results) > 3
     for name, (difference, apart) in results.items():
-        # In float32 the sums' order counts, and Adam divides by what is small.
-        assert difference <= (1e-5 if "float32" in name else 1e-6), name
+        assert difference <= 1e-6, name
         assert apart == 0, name
 
 

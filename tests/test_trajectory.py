@@ -57,6 +57,14 @@ def test_options(name, mode, execution, option):
             np.testing.assert_allclose(a.numpy(), b, rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("pattern", ["rank_1", "rank_3"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_accumulation_of_other_ranks(mode, execution, pattern):
+    ours, theirs = OPTIONS["accumulation_clip_decay"]
+    run("adam", mode, execution, pattern, ours=ours, theirs=theirs)
+
+
 @pytest.mark.parametrize("option", ["weight_decay", "ema", "accumulation_clip_decay"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
