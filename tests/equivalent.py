@@ -41,6 +41,18 @@ EQUIVALENT = {
         )
         for after in ("np.arange(n) + 0.75", "np.arange(n)")
     },
+    ("rows.py", "distinct", "-1", "-2"): "whatever is negative is dropped",
+    ("ledger.py", "sweep", "LENGTH - 1", "LENGTH - 2"): "sweeps sooner than it must",
+    (
+        *("ledger.py", "sweep"),
+        "-(-table_rows // n)",
+        "-table_rows // n",
+    ): "sweeps backwards",
+    (
+        *("exact.py", "_end_step"),
+        "exact - by_rows",
+        "exact",
+    ): "who is in by_rows stays there, and is asked first",
     ("ledger.py", "settle_state", "1:3", "1:4"): "writes amsgrad's as it is",
     (
         *("tails.py", "advance"),

@@ -122,6 +122,11 @@ AVERAGES = [
     *trajectory("options", "exact", "ema"),
     *trajectory("options", "lazy", "ema", ("adamax",)),
     *trajectory("options", "exact", "ema_overwrite"),
+    (
+        "test_trajectory",
+        "test_options_of_other_ranks",
+        ("exact", "graph", "rank_3", "ema"),
+    ),
     *(
         (
             *("test_averaging", "test_steps_without_a_gradient_and_with_a_dense_one"),
@@ -140,12 +145,17 @@ EXACT = [
     *trajectory("options", "exact", "accumulation_clip_decay"),
     (
         "test_trajectory",
-        "test_accumulation_of_other_ranks",
-        ("exact", "graph", "rank_3"),
+        "test_options_of_other_ranks",
+        ("exact", "graph", "rank_3", "accumulation_clip_decay"),
     ),
     ("test_ledger", "test_settle_pays_once", (UNSWEPT, "eager")),
     ("test_ledger", "test_dense_and_sparse_gradients_of_one_table", (UNSWEPT, "eager")),
     ("test_ledger", "test_dense_steps_before_the_first_sparse_one", (UNSWEPT,)),
+    (
+        "test_ledger",
+        "test_a_step_without_the_table_is_no_step_for_it",
+        (UNSWEPT, False),
+    ),
     (
         "test_ledger",
         "test_a_compiled_dense_step_before_the_first_sparse_one_is_refused",
@@ -174,6 +184,7 @@ COMPILED = [
     *trajectory("patterns", "exact", "ragged", execution="graph"),
     *trajectory("patterns", "exact", "repeats", execution="xla"),
     *trajectory("options", "exact", "accumulation_clip_decay", execution="xla"),
+    *trajectory("options", "lazy", "accumulation_clip_decay", execution="xla"),
     ("test_rows", "test_ids_outside_the_table_touch_nothing_under_xla", ("exact",)),
     ("test_bad_input", "test_scalar_variables", ("eager",)),
     (
@@ -184,7 +195,7 @@ COMPILED = [
     ("test_tails", "test_decays_are_known_in_two_parts", ()),
     *(
         ("test_tails", "test_tails_are_right_to_1e_5_of_themselves", case)
-        for case in (("adam", "warm_up"), ("beta_2_0.9_hat", "constant"))
+        for case in (("adam", "warm_up"), ("beta_1_0.99", "constant"))
     ),
 ]
 FIRST = {

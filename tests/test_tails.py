@@ -148,6 +148,12 @@ def test_sweep_reaches_every_row_in_time(monkeypatch):
             ids = ledger.sweep(rows, tf.constant(t)).numpy()
             last[ids] = t
             assert np.all(t - last < 8)
+    # Where a product of the step and the rows of a sweep is past int32.
+    rows = 1_000_000
+    swept = [
+        ledger.sweep(rows, tf.constant(t)).numpy() for t in range(15_029, 15_029 + 7)
+    ]
+    assert len(np.unique(np.concatenate(swept))) == rows
 
 
 def test_decays_are_known_in_two_parts():

@@ -48,8 +48,12 @@ def test_dtypes(name, mode, execution, dtype):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["adam", "adam_beta_1_schedule", "amsgrad", "adamax"])
 def test_options(name, mode, execution, option):
+    check_option(name, mode, execution, option)
+
+
+def check_option(name, mode, execution, option, **s):
     ours, theirs = OPTIONS[option]
-    optimizer, _, training = run(name, mode, execution, ours=ours, theirs=theirs)
+    optimizer, _, training = run(name, mode, execution, ours=ours, theirs=theirs, **s)
     if optimizer.use_ema:
         for a, b in zip(
             optimizer._model_variables_moving_average, training.averages, strict=True
@@ -57,12 +61,12 @@ def test_options(name, mode, execution, option):
             np.testing.assert_allclose(a.numpy(), b, rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("option", ["accumulation_clip_decay", "ema"])
 @pytest.mark.parametrize("pattern", ["rank_1", "rank_3"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_accumulation_of_other_ranks(mode, execution, pattern):
-    ours, theirs = OPTIONS["accumulation_clip_decay"]
-    run("adam", mode, execution, pattern, ours=ours, theirs=theirs)
+def test_options_of_other_ranks(mode, execution, pattern, option):
+    check_option("adam", mode, execution, option, pattern=pattern)
 
 
 @pytest.mark.parametrize("option", ["weight_decay", "ema", "accumulation_clip_decay"])
