@@ -164,6 +164,8 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             checks.check_counts(grads, trainable_variables)
+            if self.built:
+                checks.check_known(trainable_variables, self._trainable_variables)
         super().apply(grads, trainable_variables)
 
     def add_variable(

@@ -42,12 +42,40 @@ EQUIVALENT = {
         for after in ("np.arange(n) + 0.75", "np.arange(n)")
     },
     ("rows.py", "distinct", "-1", "-2"): "whatever is negative is dropped",
-    ("ledger.py", "sweep", "LENGTH - 1", "LENGTH - 2"): "sweeps sooner than it must",
+    ("ledger.py", "sweep", "LENGTH - 1", "LENGTH"): "sweeps just in time",
+    **{
+        ("ledger.py", "sweep", before, after): "sweeps backwards"
+        for before, after in (
+            ("-(-table_rows // n)", "-table_rows // n"),
+            ("t % steps * n + tf.range(n)", "t % steps * n - tf.range(n)"),
+        )
+    },
     (
-        *("ledger.py", "sweep"),
-        "-(-table_rows // n)",
-        "-table_rows // n",
-    ): "sweeps backwards",
+        *("exact.py", "_owes"),
+        "len(variable.shape) > 0",
+        "len(variable.shape) >= 0",
+    ): "a scalar has no sparse gradient",
+    ("exact.py", "_owes", "mode == 'lazy'", "mode != 'lazy'"): "as right, but slower",
+    (
+        *("exact.py", "_settle_all"),
+        "tf.reduce_min(last) < t",
+        "tf.reduce_min(last) <= t",
+    ): "settles what owes nothing",
+    (
+        *("update.py", "update"),
+        "rows.in_xla() or tf.executing_eagerly()",
+        "rows.in_xla() and tf.executing_eagerly()",
+    ): "as right, but slower",
+    (
+        *("base.py", "_step"),
+        "rounded(dtype, beta_1) if kernel else float(beta_1)",
+        "float(beta_1) if kernel else rounded(dtype, beta_1)",
+    ): "rounds m and its correction alike, to float32's last digit of beta_1",
+    (
+        *("tails.py", "log_s"),
+        "max(self.beta_2, 1e-30)",
+        "max(self.beta_2, 1.5000000000000001e-30)",
+    ): "stands for 0",
     (
         *("exact.py", "_end_step"),
         "exact - by_rows",

@@ -63,7 +63,7 @@ def public(module):
         yield from public(x) if inspect.ismodule(x) else [x]
 
 
-@pytest.mark.parametrize("x", public(keras_adam), ids=lambda x: x.__name__)
+@pytest.mark.parametrize("x", [*public(keras_adam)], ids=lambda x: x.__name__)
 def test_public_names_have_docstrings(x):
     for part in ("Args:", "Raises:", "Source:"):
         assert part in x.__doc__

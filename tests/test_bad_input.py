@@ -356,6 +356,11 @@ def test_weight_decay_set_after_build(execution, mode, before, after):
     np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=1e-6)
 
 
+class Clip(keras.constraints.Constraint):
+    def __call__(self, x):
+        return tf.clip_by_value(x, -0.5, 0.5)
+
+
 @MODES
 def test_a_constraint_set_after_build(mode):
     """It holds from then on, for the whole table, as in dense Adam."""
@@ -366,7 +371,7 @@ def test_a_constraint_set_after_build(mode):
     training = cases.oracle(rule, [np.ones((4, 2), np.float32)], [], mode=mode)
     for ids, limit in (([0], None), ([1], 0.5), ([1], 0.5), ([0, 1], 0.5)):
         if limit:
-            variable.constraint = lambda x: tf.clip_by_value(x, -0.5, 0.5)
+            variable.constraint = Clip()
             training.constraint = lambda x: np.clip(x, -0.5, 0.5)
         optimizer.apply([slices(ids)], [variable])
         training.apply([(np.ones((len(ids), 2)), ids)])

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -356,6 +357,21 @@ def test_an_optimizer_that_is_dropped_pays(unswept):
     np.testing.assert_allclose(
         variable.value.numpy(), dense([[0], [1]]), rtol=0, atol=2e-6
     )
+
+
+def test_a_state_just_loaded_is_settled(unswept):
+    """Before any step of the optimizer that it was loaded into."""
+    optimizer, variable = pair()
+    steps = [[0, 1], [2], [3]]
+    for ids in steps:
+        optimizer.apply([slices(ids)], [variable])
+    other, copy = pair()
+    with tempfile.TemporaryDirectory() as folder:
+        path = tf.train.Checkpoint(o=optimizer, v=variable.value).write(f"{folder}/c")
+        tf.train.Checkpoint(o=other, v=copy.value).read(path).assert_consumed()
+    assert np.abs(copy.value.numpy() - dense(steps)).max() > 1e-2
+    other.settle()
+    np.testing.assert_allclose(copy.value.numpy(), dense(steps), rtol=0, atol=2e-6)
 
 
 def test_assigned_values_owe_nothing(unswept):
