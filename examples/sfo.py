@@ -119,15 +119,15 @@ class SFO:
     def _project(self, g: np.ndarray) -> np.ndarray:
         """Coordinates of a gradient; the basis gets a row for what it lacks of it."""
         c, basis = np.zeros(self.max_dimension), self._basis[: self._rows]
-        norm = max(np.linalg.norm(np.float64(g)), np.finfo(float).tiny)
+        norm = max(np.linalg.norm(g.astype(np.float64)), np.finfo(float).tiny)
         rest = (g / norm).astype(basis.dtype)
         for _ in range(2):
             # Sums of millions of float32 would be known to five digits only.
             blocks = zip(self._blocks, np.array_split(rest, len(self._blocks)))
-            part = sum(np.float64(b[: len(basis)] @ r) for b, r in blocks)
+            part = sum((b[: len(basis)] @ r).astype(np.float64) for b, r in blocks)
             rest -= part.astype(basis.dtype) @ basis
             c[: len(basis)] += part
-            length = np.linalg.norm(np.float64(rest))
+            length = np.linalg.norm(rest.astype(np.float64))
             if length > 0.7:  # a shorter one is less accurate, so less orthogonal
                 break
         if length > 16 * np.finfo(basis.dtype).eps and len(basis) < len(g):
