@@ -164,8 +164,11 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             checks.check_counts(grads, trainable_variables)
-            if self.built:
-                checks.check_known(trainable_variables, self._trainable_variables)
+            if self.built and len(grads):
+                known = self._trainable_variables_indices
+                checks.check_known(
+                    [v for v in trainable_variables if self._var_key(v) not in known]
+                )
         super().apply(grads, trainable_variables)
 
     def add_variable(

@@ -117,15 +117,14 @@ def check_counts(grads: Sequence[Any], variables: Sequence[Any]) -> None:
         )
 
 
-def check_known(variables: Sequence[Any], known: Sequence[Any]) -> None:
+def check_known(unknown: Sequence[Any]) -> None:
     """Keras's own error holds the values, which graphs of Keras 3.10 do not know."""
-    ids = {id(v) for v in known}
-    unknown = [v.path for v in variables if id(v) not in ids]
     if unknown:
         raise ValueError(
             "Unknown variables: this optimizer can only be called for those it was "
-            f"built with. Received: {', '.join(unknown)}. For another set of "
-            "variables, or another model, recreate a new optimizer."
+            "built with. Received: "
+            f"{', '.join(str(getattr(v, 'path', v.name)) for v in unknown)}. For "
+            "another set of variables, or another model, recreate a new optimizer."
         )
 
 

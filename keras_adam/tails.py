@@ -205,9 +205,10 @@ def owed(
         f = f * tf.where(skipped, since, 1)[:, None]
         taken = -tf.math.expm1((high - start) + (low - start_low))
         taken = column(tf.where(skipped, taken, tf.zeros_like(taken)))
-    x = tf.where(skipped[:, None], history[:, q * n : q * (n + 1)], 1)
+    end = q * (n + 1)
+    x = tf.where(skipped[:, None], history[:, q * n : end], 1)
     if plan.schedule:
-        b = history[:, q * (n + 1)]
+        b = history[:, end]
         m = tf.where(gap > plan.window, tf.zeros_like(b), b)
         m = tf.where(skipped, m, tf.ones_like(b))
     else:

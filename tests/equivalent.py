@@ -44,7 +44,7 @@ EQUIVALENT = {
     ("rows.py", "distinct", "-1", "-2"): "whatever is negative is dropped",
     ("ledger.py", "sweep", "LENGTH - 1", "LENGTH"): "sweeps just in time",
     **{
-        ("ledger.py", "sweep", before, after): "sweeps backwards"
+        ("ledger.py", "sweep", before, after): "sweeps all rows, from another one on"
         for before, after in (
             ("-(-table_rows // n)", "-table_rows // n"),
             ("t % steps * n + tf.range(n)", "t % steps * n - tf.range(n)"),
@@ -55,7 +55,6 @@ EQUIVALENT = {
         "len(variable.shape) > 0",
         "len(variable.shape) >= 0",
     ): "a scalar has no sparse gradient",
-    ("exact.py", "_owes", "mode == 'lazy'", "mode != 'lazy'"): "as right, but slower",
     (
         *("exact.py", "_settle_all"),
         "tf.reduce_min(last) < t",
@@ -66,11 +65,6 @@ EQUIVALENT = {
         "rows.in_xla() or tf.executing_eagerly()",
         "rows.in_xla() and tf.executing_eagerly()",
     ): "as right, but slower",
-    (
-        *("base.py", "_step"),
-        "rounded(dtype, beta_1) if kernel else float(beta_1)",
-        "float(beta_1) if kernel else rounded(dtype, beta_1)",
-    ): "rounds m and its correction alike, to float32's last digit of beta_1",
     (
         *("tails.py", "log_s"),
         "max(self.beta_2, 1e-30)",
@@ -123,14 +117,6 @@ EQUIVALENT = {
         "None if debts.history else 1",
         "None if debts.history else 2",
     ): MORE,
-    ("tails.py", "owed", "n + 1", "n + 2"): MORE,
-    **{
-        ("tails.py", "advance", "q - 1", after): (
-            "only the window's last step lies past the last piece, below 1e-5 of the "
-            "tail"
-        )
-        for after in ("q + 1", "q")
-    },
     (
         *("tails.py", "owed"),
         "tf.where(skipped, since, 1)",

@@ -94,6 +94,10 @@ DENSE = [
     *trajectory("patterns", "dense", "repeats", NAMES),
     *trajectory("dtypes", "dense", "bfloat16", ("adam", "adamax")),
     *trajectory("options", "dense", "weight_decay"),
+    *(
+        ("test_trajectory", "test_a_beta_1_that_is_rounded", (name, "graph"))
+        for name in ("adam", "adamax")
+    ),
     ("test_trajectory", "test_u_of_zero_is_a_step_of_zero", ("eager",)),
     *(
         (
@@ -161,10 +165,12 @@ EXACT = [
         "test_weights_are_the_oracle_s_on_average",
         ("adam", "exact", "graph", 0.5),
     ),
-    (
-        "test_embedding",
-        "test_options_in_fit",
-        ({"gradient_accumulation_steps": 3}, False),
+    *(
+        ("test_embedding", "test_options_in_fit", (kwargs, False))
+        for kwargs in (
+            {"gradient_accumulation_steps": 3},
+            {"use_ema": True, "ema_momentum": 0.9},
+        )
     ),
     ("test_optimizer", "test_a_beta_1_schedule_that_exceeds_what_was_found", (False,)),
     ("test_ledger", "test_dense_and_sparse_gradients_of_one_table", (UNSWEPT, "eager")),
@@ -216,7 +222,11 @@ COMPILED = [
     ("test_tails", "test_decays_are_known_in_two_parts", ()),
     *(
         ("test_tails", "test_tails_are_right_to_1e_5_of_themselves", case)
-        for case in (("adam", "warm_up"), ("beta_1_0.99", "constant"))
+        for case in (
+            ("adam", "warm_up"),
+            ("beta_1_0.99", "constant"),
+            ("amsgrad", "constant"),
+        )
     ),
 ]
 FIRST = {

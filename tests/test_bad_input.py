@@ -308,6 +308,16 @@ def test_frozen_variables():
         )
 
 
+@MODES
+@EXECUTION
+def test_native_variables(execution, mode):
+    """Those of TensorFlow that the variables it was built for hold."""
+    variable, optimizer = table(), keras_adam.Adam(0.1, sparse_updates=mode)
+    optimizer.build([variable])
+    take(execution, optimizer, [slices([0])], [variable.value])
+    np.testing.assert_allclose(variable.numpy()[0], 0.9, rtol=1e-6)
+
+
 def test_other_variables_than_it_was_built_for():
     """Added later, or of a second model, or given twice."""
     first, second, optimizer = table(), table(), keras_adam.Adam()
@@ -315,6 +325,10 @@ def test_other_variables_than_it_was_built_for():
     for variables in ([first, second], [second]):
         with pytest.raises(ValueError, match=r"(?s)Unknown variable.*new optimizer"):
             optimizer.apply([tf.ones((4, 2))] * len(variables), variables)
+        with pytest.raises(ValueError, match=r"(?s)Unknown variable.*new optimizer"):
+            native = [v.value for v in variables]
+            optimizer.apply([tf.ones((4, 2))] * len(variables), native)
+    optimizer.apply([], [second])  # takes no step
     assert np.all(first.numpy() == 1)
     with pytest.raises(ValueError, match=r"given twice.*table.*Give each once"):
         keras_adam.Adam().build([first, first])

@@ -1,6 +1,7 @@
 """Every optimizer's weights and moments against the float64 oracle."""
 
 import cases
+import keras
 import numpy as np
 import pytest
 import reference
@@ -59,6 +60,28 @@ def check_option(name, mode, execution, option, **s):
             optimizer._model_variables_moving_average, training.averages, strict=True
         ):
             np.testing.assert_allclose(a.numpy(), b, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_a_beta_1_that_is_rounded(name, execution):
+    """float32(0.999) is off by 1.3e-5 of 1 - beta_1: in m and its correction alike."""
+    cls = {"adam": keras_adam.Adam, "adamax": keras_adam.AdaMax}[name]
+    rule = {"adam": reference.Adam(0.999), "adamax": reference.AdaMax(0.999, 0.9995)}
+    betas = {"beta_1": 0.999} | ({} if name == "adam" else {"beta_2": 0.9995})
+    thetas = [np.zeros((6, 2), np.float32)]
+    rng = np.random.default_rng(0)
+    gradients = [[rng.uniform(1, 2, (6, 2)).astype(np.float32)] for _ in range(5)]
+    training = cases.oracle(
+        rule[name], thetas, gradients, mode="dense", learning_rate=0.01
+    )
+    variable = keras.Variable(thetas[0])
+    optimizer = cls(0.01, sparse_updates="dense", **betas)
+    optimizer.build([variable])
+    apply = EXECUTIONS[execution](lambda g: optimizer.apply([g], [variable]))
+    for [g] in gradients:
+        apply(tf.constant(g))
+    np.testing.assert_allclose(variable.numpy(), training.thetas[0], rtol=2e-6)
 
 
 @pytest.mark.parametrize("option", ["accumulation_clip_decay", "ema"])
