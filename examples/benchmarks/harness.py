@@ -75,6 +75,7 @@ class Worker:
             self.process.wait()
             self.errors.seek(0)
             end = self.errors.read()[-3000:]
+            self.close()
             sys.exit(f"{self.name} ended with {self.process.returncode}. {end}")
         return json.loads(line)
 
@@ -86,6 +87,8 @@ class Worker:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
 
 
 def race(
