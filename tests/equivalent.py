@@ -109,8 +109,8 @@ EQUIVALENT = {
     ): NEVER_UPDATED,
     (
         *("tails.py", "owed"),
-        "tf.where(skipped[:, None], history[:, q * n:q * (n + 1)], 1)",
-        "tf.where(skipped[:, None], history[:, q * n:q * (n + 1)], 2)",
+        "tf.where(skipped[:, None], history[:, q * n:end], 1)",
+        "tf.where(skipped[:, None], history[:, q * n:end], 2)",
     ): OWES_NOTHING,
     (
         *("ledger.py", "settle_average"),
