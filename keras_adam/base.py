@@ -164,12 +164,12 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             checks.check_counts(grads, trainable_variables)
-            if self.built and len(grads):
-                known = self._trainable_variables_indices
-                checks.check_known(
-                    [v for v in trainable_variables if self._var_key(v) not in known]
-                )
         super().apply(grads, trainable_variables)
+
+    def _check_variables_are_known(self, variables: Any) -> None:
+        """Keras's own error holds values, which graphs of Keras 3.10 do not know."""
+        known = self._trainable_variables_indices
+        checks.check_known([v for v in variables if self._var_key(v) not in known])
 
     def add_variable(
         self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any

@@ -117,13 +117,16 @@ def check_counts(grads: Sequence[Any], variables: Sequence[Any]) -> None:
         )
 
 
+def path(variable: Any) -> str:
+    return str(getattr(variable, "path", variable.name))
+
+
 def check_known(unknown: Sequence[Any]) -> None:
-    """Keras's own error holds the values, which graphs of Keras 3.10 do not know."""
     if unknown:
         raise ValueError(
             "Unknown variables: this optimizer can only be called for those it was "
             "built with. Received: "
-            f"{', '.join(str(getattr(v, 'path', v.name)) for v in unknown)}. For "
+            f"{', '.join(map(path, unknown))}. For "
             "another set of variables, or another model, recreate a new optimizer."
         )
 

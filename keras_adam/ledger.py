@@ -178,7 +178,7 @@ class Reading(NamedTuple):
     """Rows that a forward pass read, for the update after it to go on from."""
 
     ids: tf.Tensor  # distinct
-    lengthened: tf.Tensor  # `[k]`
+    lengthened: tf.Tensor  # `[k]`, with as much of row 0 as is left over
     values: list[tf.Tensor]  # of theta and the state, `[k, ...]`, brought to date
     stored: list[tf.Tensor]  # the same as they stand
     last: tf.Tensor  # `[k]`, the steps of their last update

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_adam import takeover
+from keras_adam import checks, takeover
 from keras_adam.backend import tf
 from keras_adam.base import state_dtype
 
@@ -141,7 +141,7 @@ class Migration:
                 raise ValueError(
                     "Keras keeps the moments of half-precision variables in half "
                     "precision, which would round these. Received: "
-                    f"{takeover.path(v)} of dtype {dtype}. Use float32 variables, as "
+                    f"{checks.path(v)} of dtype {dtype}. Use float32 variables, as "
                     'the dtype policies "mixed_float16" and "mixed_bfloat16" do.'
                 )
         arguments = {**takeover.arguments(self, self._arguments), **theirs, **overrides}

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_adam.base import constrained, shapes, state_dtype
+from keras_adam.checks import path
 
 # Lists of every optimizer's, of a variable's state each, beside its rule's.
 STATE = ("_accumulated_gradients", "_model_variables_moving_average")
@@ -201,7 +202,3 @@ def copy_state(source: Any, target: Any, places: Any, moments: tuple[str, ...]) 
         for place, new in zip(places, news, strict=True):
             if new is not None:  # as are those of the scales of float8 layers
                 _copy(olds[place], new)
-
-
-def path(variable: Any) -> str:
-    return str(getattr(variable, "path", variable.name))

@@ -207,10 +207,10 @@ def compare(
     def add(name, make, epochs, train=train, layer=keras_adam.Embedding, jit=False):
         key = f"{name}, {layer.__module__.split('.')[0]}, {keras.config.floatx()}"
         key += ", jit" if jit else ""
-        jit = {"jit_compile": True} if jit else {}
         with strategy.scope():
-            model, many = train(make, layer, epochs, **jit)
-        one = train(make, layer, epochs, **(jit or {"jit_compile": False}))[1]
+            options = {"jit_compile": True} if jit else {}
+            model, many = train(make, layer, epochs, **options)
+        one = train(make, layer, epochs, jit_compile=jit)[1]
         results[key] = [difference(many, one), spread(model)]
         print(key, results[key], file=sys.stderr, flush=True)
 
