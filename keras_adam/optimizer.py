@@ -9,20 +9,20 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from keras_adam import ledger, rows
+from keras_adam.accumulation import Accumulation
 from keras_adam.averaging import Averages
 from keras_adam.base import BaseOptimizer, state_dtype
 from keras_adam.checks import check_gradient
-from keras_adam.exact import ExactRows, native, state_name, tf_variable
+from keras_adam.exact import ExactRows, native, tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
 from keras_adam.update import Rule, compile_assign, takes_kernel, update
 
 
-class RowOptimizer(Averages, ExactRows, BaseOptimizer):
+class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
     """What Adam and AdaMax share: all but the rule.
 
     A gradient's way: repeated ids are summed; then it is unscaled, accumulated,
@@ -37,16 +37,16 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
     - `clipnorm`, `global_clipnorm`, `clipvalue` (at least 0, one of them): nothing.
       They see the summed gradient.
     - `loss_scale_factor` (above 0): nothing.
-    - `gradient_accumulation_steps` (at least 2): an accumulator as large as the
-      table. In graph mode a micro-step costs its rows, and the last one of a step
-      also a pass over one number a row; under XLA each costs the whole table. In lazy
-      mode a step updates the rows its micro-steps touched.
+    - `gradient_accumulation_steps` (at least 2): a micro-step its rows, and the last
+      one of a step the rows of all; under XLA, where shapes are static, the whole
+      table after more rows than as many batches as the last one have ids. In lazy mode
+      a step updates the rows its micro-steps touched. Keras's accumulator stays: as
+      large as the table, and 8 bytes a row beside it.
     - `keras.optimizers.LossScaleOptimizer` around it: its own search for
       overflow costs the whole table, and may miss one in a repeated id.
     - `use_ema` (section 7.2's bias-corrected average, see `averaging.py`, with
-      `ema_momentum` in [0, 1]): in lazy and
-      exact mode the batch's rows; but in exact mode with `weight_decay` the whole
-      table, every step, which is then a dense one. `settle` brings averages to date.
+      `ema_momentum` in [0, 1]): in lazy and exact mode the batch's rows. `settle`
+      brings averages to date.
     - a layer's `embeddings_constraint`: the whole table, every step. In exact mode
       the step itself is then a dense one.
 
@@ -95,14 +95,7 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
             return
         self._check_strategy()
         super().build(variables)
-        self._touched = []
-        if self.gradient_accumulation_steps and self.sparse_updates != "dense":
-            self._touched = [
-                self.add_variable(
-                    v.shape[:1], dtype="float32", name=state_name(v, "touched")
-                )
-                for v in variables
-            ]
+        self._build_touched(variables)
         # A plain object keeps Keras and TensorFlow from saving what it holds.
         self._untracked = types.SimpleNamespace(
             workspaces=[
@@ -214,43 +207,12 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
         return rows.sum_repeats(values, d, room=at_once)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        if self.gradient_accumulation_steps:
-            self._accumulate(grads, trainable_variables)
+        steps = self.gradient_accumulation_steps
+        if steps:
+            due = (self._iterations + 1) % steps == 0
+            self._accumulate(grads, trainable_variables, due)
         else:
             self._update(grads, trainable_variables)
-
-    def _accumulate(self, grads: list[Any], variables: list[Any]) -> None:
-        steps = self.gradient_accumulation_steps
-        indices = [self._get_variable_index(v) for v in variables]
-        sums = [native(self._accumulated_gradients[i]) for i in indices]
-        marks = [native(self._touched[i]) if self._touched else None for i in indices]
-        for g, total, mark in zip(grads, sums, marks):
-            if isinstance(g, Rows):
-                total.scatter_add(tf.IndexedSlices(g.values, g.ids))
-                rows.scatter(mark, g.ids, tf.ones_like(g.ids))
-            else:
-                total.assign_add(g)
-                if mark is not None:
-                    mark.assign(tf.ones_like(mark))
-
-        def step() -> None:
-            means = [
-                (rows.marked(total, mark) if isinstance(g, Rows) else total) / steps
-                for g, total, mark in zip(grads, sums, marks)
-            ]
-            self._update(means, variables)
-            for g, total in zip(means, sums):
-                if isinstance(g, Rows):
-                    rows.scatter(total, g.ids, tf.zeros_like(g.values))
-            # What has no gradient now starts anew too, as in Keras.
-            done = {i for i, g in zip(indices, means) if isinstance(g, Rows)}
-            for i, total in enumerate(map(native, self._accumulated_gradients)):
-                if i not in done:
-                    total.assign(tf.zeros_like(total))
-            for mark in map(native, self._touched):
-                mark.assign(tf.zeros_like(mark))
-
-        keras.ops.cond((self._iterations + 1) % steps == 0, step, lambda: None)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         values = [g.values if isinstance(g, Rows) else g for g in grads]
@@ -322,16 +284,11 @@ class RowOptimizer(Averages, ExactRows, BaseOptimizer):
         super().save_own_variables(store)
 
     def _row_state(self) -> list[Any]:
-        return [*self._touched, *(x for x in self._last if x is not None)]
+        return [*self._touched_state(), *(x for x in self._last if x is not None)]
 
     def _load_row_state(self, marks: list[Any]) -> None:
-        # Rows have accumulated gradients where sums are not 0, and what is saved is
-        # up to date: all it lacks is the step of each row's update.
-        for i, mark in enumerate(self._touched):
-            total = native(self._accumulated_gradients[i])
-            axes = list(range(1, len(total.shape)))
-            some = tf.reduce_any(total != 0, axis=axes) if axes else total != 0
-            mark.assign(marks[i] if marks else tf.cast(some, mark.dtype))
+        # What is saved is up to date: all it lacks is the step of each row's update.
+        self._load_touched(marks)
         for x in self._last:
             if x is not None:
                 x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))

@@ -1,7 +1,7 @@
 """`tf.IndexedSlices` -> distinct rows with summed gradients; gather, scatter.
 
-All but `marked` costs what the batch touches, never what the table holds, in
-graph mode and under XLA.
+All of it costs what the batch touches, never what the table holds, in graph mode and
+under XLA.
 """
 
 from __future__ import annotations
@@ -235,6 +235,11 @@ def after(x: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
     return x
 
 
+def ids_after(ids: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
+    """The same of ids, of either dtype."""
+    return tf.cast(after(tf.cast(ids, tf.uint32), *tables), tf.int32)
+
+
 def once(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     """x, computed once for all that reads it, where XLA compiles for a CPU.
 
@@ -266,16 +271,54 @@ def run_if(condition: Any, f: Callable[[], None]) -> None:
     tf.while_loop(lambda go: go, turn, [tf.convert_to_tensor(condition)])
 
 
-def marked(table: tf.Variable, marks: tf.Variable) -> Rows:
-    """The rows of a table whose mark is above 0.
+def note(
+    ids: tf.Tensor, marks: tf.Variable, listed: tf.Variable, count: tf.Tensor
+) -> tf.Tensor:
+    """Adds distinct rows to a list of rows, without those that are in it.
 
-    Costs a pass over the marks in graph mode, over the table under XLA.
+    Args:
+        ids: As `Rows.ids`.
+        marks: 1 for the rows that are in it, 0 for the others.
+        listed: Holds them in its first places.
+        count: How many there are, int32.
+
+    Returns:
+        How many there are now.
+    """
+    table_rows = marks.shape[0]
+    new = tf.gather(marks, ids) == 0
+    if in_xla():
+        new &= ids < table_rows
+        place = count + tf.cumsum(tf.cast(new, tf.int32), exclusive=True)
+        place = tf.where(new, place, table_rows)
+    else:
+        ids = tf.boolean_mask(ids, new)
+        place = count + tf.range(tf.shape(ids)[0])
+    scatter(listed, place, ids)
+    ids = ids_after(ids, listed)
+    scatter(marks, ids, tf.ones_like(ids))
+    return count + tf.reduce_sum(tf.cast(new, tf.int32))
+
+
+def listed(
+    table: tf.Variable, rows: tf.Variable, count: tf.Tensor, most: Any = None
+) -> Rows:
+    """The rows of a table that are in the first places of a list.
+
+    Args:
+        table: The table.
+        rows: The list, as long as the table.
+        count: How many there are.
+        most: Under XLA, at most how many, if not all; known when it compiles.
     """
     if in_xla():
-        rows = table.shape[0]
-        ids = tf.where(marks > 0, tf.range(rows), rows)
-        return Rows(table.read_value(), ids, ids)
-    ids = tf.where(marks > 0)[:, 0]
+        n = table.shape[0]
+        most = n if most is None else tf.minimum(n, most)
+        there = tf.range(most) < count
+        ids = tf.where(there, tf.cast(rows[:most], tf.int32), n)
+        there = tf.reshape(there, [-1] + [1] * (len(table.shape) - 1))
+        return Rows(tf.where(there, tf.gather(table, ids), 0), ids, ids)
+    ids = tf.cast(tf.gather(rows, tf.range(count)), tf.int32)
     longer = lengthen(ids)
     more = tf.shape(longer)[0] - tf.shape(ids)[0]
     values = tf.gather(table, ids)

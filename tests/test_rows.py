@@ -74,7 +74,8 @@ def train_step(vocabulary, jit, mode, layer, kwargs):
     iterator = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
 
     def step():
-        return model.train_function(iterator)
+        for _ in range(kwargs.get("gradient_accumulation_steps", 1)):
+            model.train_function(iterator)
 
     return step
 
@@ -84,8 +85,12 @@ def train_step(vocabulary, jit, mode, layer, kwargs):
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"use_ema": True, "ema_overwrite_frequency": 1000}],
-    ids=["", "ema_overwrite"],
+    [
+        {},
+        {"use_ema": True, "ema_overwrite_frequency": 1000},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=["", "ema_overwrite", "accumulation"],
 )
 def test_time_does_not_grow_with_the_table(kwargs, jit, mode, layer):
     """100 times the rows; one copy of the table alone would take 10 times as long."""

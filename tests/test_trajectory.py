@@ -92,6 +92,14 @@ def test_options_of_other_ranks(mode, execution, pattern, option):
     check_option("adam", mode, execution, option, pattern=pattern)
 
 
+@pytest.mark.parametrize("option", ["accumulation", "accumulation_clip_decay"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_accumulation_of_batches_of_all_sizes(mode, execution, option):
+    """A step's last batch, by whose size XLA's programs go, may be its smallest."""
+    check_option("adam", mode, execution, option, pattern="shrinking", steps=12)
+
+
 @pytest.mark.parametrize("option", ["weight_decay", "ema", "accumulation_clip_decay"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
