@@ -124,12 +124,8 @@ class ExactRows:
 
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
-        # What weight decay makes the average owe has no closed form here.
         whole = (
-            constrained(variable)
-            or (self.use_ema and self._decays(variable))
-            or rows.out_of_place(variable)
-            or 0 in variable.shape
+            constrained(variable) or rows.out_of_place(variable) or 0 in variable.shape
         )
         exact = self.sparse_updates == "exact"
         return "dense" if exact and whole else self.sparse_updates

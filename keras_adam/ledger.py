@@ -39,9 +39,10 @@ class History(tf.Module):
         super().__init__(name="history")
         with tf.init_scope():
             self._ring = tf.Variable(
-                tf.zeros([LENGTH, plan.columns + 4 * decays], dtype), trainable=False
+                tf.zeros([LENGTH, plan.columns + 2 * plan.logs * decays], dtype),
+                trainable=False,
             )
-            self._log_decay = tf.Variable(tf.zeros([2], dtype), trainable=False)
+            self._log_decay = tf.Variable(tf.zeros([plan.logs], dtype), trainable=False)
         self.decays = decays
 
     @property
@@ -115,10 +116,10 @@ class Debts(NamedTuple):
             new: The rows' theta after one step more, to be averaged too.
         """
         compute = rows.compiled(_average, self.tail, self.plan, self.momentum)
-        history, gap, _ = self._of(last)
+        history, gap, log = self._of(last)
         gap = gap if self.history else tf.cast(gap, average.dtype)
         t = tf.cast(self.t, gap.dtype)
-        return compute(average, values[0], values[1:], history, gap, t, new)
+        return compute(average, values[0], values[1:], history, gap, log, t, new)
 
     def _of(self, last: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor | None]:
         last = tf.cast(last, tf.int32)
@@ -137,10 +138,12 @@ def _theta(
     dtype = tf.as_dtype(state_dtype(theta.dtype))
     theta, *state = [tf.cast(x, dtype) for x in (theta, *state)]
     owed = tails.owed(plan, history, gap, log, len(theta.shape), dtype)
+    return theta - _paid(tail, plan, theta, state, owed)
+
+
+def _paid(tail: Tail, plan: Plan, theta: Any, state: Any, owed: tails.Owed) -> Any:
     paid = tail(plan, state, owed)
-    if owed.decay is not None:
-        paid += theta * owed.decay
-    return theta - paid
+    return paid if owed.decay is None else paid + theta * owed.decay
 
 
 def _state(plan: Plan, state: Any, history: Any, gap: Any, log: Any) -> list[Any]:
@@ -158,16 +161,18 @@ def _average(
     state: Any,
     history: Any,
     gap: Any,
+    log: Any,
     t: Any,
     new: Any,
 ) -> Any:
     dtype, rank = average.dtype, len(average.shape)
+    theta, *state = [tf.cast(x, dtype) for x in (theta, *state)]
     weight = tf.cast(share(momentum, gap, t), dtype)
     weight = tf.reshape(weight, [-1] + [1] * (rank - 1))
-    average += (tf.cast(theta, dtype) - average) * weight
+    average += (theta - average) * weight
     if plan is not None:
-        owed = tails.owed(plan, history, gap, None, rank, dtype, t)
-        average -= tail(plan, [tf.cast(x, dtype) for x in state], owed)
+        owed = tails.owed(plan, history, gap, log, rank, dtype, t)
+        average -= _paid(tail, plan, theta, state, owed)
     if new is not None:
         weight = tf.cast(share(momentum, 1, t + 1), dtype)
         average += (tf.cast(new, dtype) - average) * weight

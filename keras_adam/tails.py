@@ -136,13 +136,18 @@ class Plan:
         averages = self.pieces * self.nodes * (self.momentum is not None)
         return self.pieces * (self.nodes + 1) + self.schedule + averages
 
+    @property
+    def logs(self) -> int:
+        """Of weight decay: the numbers that are known of it at a step."""
+        return 2 if self.momentum is None else 4
+
 
 class Owed(NamedTuple):
     """What some rows owe: tensors that broadcast against the rows."""
 
     polynomials: list[list[tf.Tensor]]  # lowest power first, a list a piece
     x: list[tf.Tensor]
-    decay: tf.Tensor | None  # the share of theta that weight decay has taken
+    decay: tf.Tensor | None  # the share of theta that weight decay has taken of it
     m: tf.Tensor  # what is left of m
     v: tf.Tensor  # of v, or of u
 
@@ -174,14 +179,12 @@ def owed(
     Args:
         plan: The plan.
         history: `[n, plan.columns]`, the history at the step each was last updated;
-            with weight decay 4 columns more.
+            with weight decay `2 * plan.logs` columns more.
         gap: `[n]`, the steps since.
-        log_decay: `[2]`, the log of the product of all decays so far; None without
-            weight decay.
+        log_decay: `[plan.logs]`, as `add_decay` gives it; None without weight decay.
         rank: Of the table.
         dtype: Of its state.
-        t: The steps done, for what the average of the weights owes; without weight
-            decay.
+        t: The steps done, for what the average of the weights owes.
     """
 
     def column(x: tf.Tensor) -> tf.Tensor:
@@ -190,20 +193,27 @@ def owed(
     skipped = gap > 0
     q, n = plan.pieces, plan.nodes
     f = history[:, : q * n]
+    taken = since = None
+    if log_decay is not None:
+        start, end = tf.split(history[:, -2 * plan.logs :], 2, axis=1)
+        # The polynomials have decayed up to the end of their window.
+        since = tf.exp(tf.reduce_sum((log_decay - end)[:, :2], axis=1))
+        taken = -tf.math.expm1(tf.reduce_sum((log_decay - start)[:, :2], axis=1))
     if t is not None:
         assert plan.momentum is not None
-        rest = share(plan.momentum, tf.maximum(gap - plan.window, 0), t)
+        past = tf.maximum(gap - plan.window, 0)
+        rest = share(plan.momentum, past, t)
+        since = rest
+        if log_decay is not None:
+            since = _averaged(plan.momentum, log_decay, end, past, t)
+            taken = share(plan.momentum, gap, t)
+            taken -= _averaged(plan.momentum, log_decay, start, gap, t)
         average = history[:, plan.columns - q * n : plan.columns]
-        f = average + (f - average) * rest[:, None]
+        f = average - average * rest[:, None] + f * since[:, None]
+    elif since is not None:
+        f *= since[:, None]
     f = tf.where(skipped[:, None], f, 0)
-    taken = None
-    if log_decay is not None:
-        high, low = tf.unstack(log_decay)
-        start, start_low, end, end_low = tf.unstack(history[:, -4:], axis=1)
-        # The polynomials have decayed up to the end of their window.
-        since = tf.exp((high - end) + (low - end_low))
-        f = f * tf.where(skipped, since, 1)[:, None]
-        taken = -tf.math.expm1((high - start) + (low - start_low))
+    if taken is not None:
         taken = column(tf.where(skipped, taken, tf.zeros_like(taken)))
     end = q * (n + 1)
     x = tf.where(skipped[:, None], history[:, q * n : end], 1)
@@ -236,13 +246,13 @@ def advance(
     Args:
         plan: The plan.
         history: `[plan.window, plan.columns]`, of these steps in this order; with
-            weight decay 4 columns more: `before` of the first step that skips a
-            row, and of the first past the window.
+            weight decay `2 * plan.logs` columns more: `before` of the first step that
+            skips a row, and of the first past the window.
         t: The step, counted from 1.
         lead: c without beta_1's product.
         beta_1: This step's, if it is a schedule.
         decay: The share weight decay takes at this step.
-        before: `[2]`, the log of the product of all decays before this step.
+        before: `[plan.logs]`, as `add_decay` gives it, of the steps before this one.
 
     Returns:
         The history, and `before` of the next step.
@@ -277,16 +287,17 @@ def advance(
 
     old = tf.where(new, tf.zeros_like(f), history[:, : q * n])
     after = None
+    if decay is not None:
+        old -= old * decay
     if plan.momentum is not None:
         average = history[:, plan.columns - q * n : plan.columns]
         average = tf.where(new, tf.zeros_like(f), average)
         average += (old + f - average) * share(plan.momentum, 1, t)
         columns.append(average)
     if decay is not None:
-        old -= old * decay
-        after = add_log(before, decay)
-        columns.append(tf.where(new, before, history[:, -4:-2]))
-        columns.append(tf.broadcast_to(after, [plan.window, 2]))
+        after, k = add_decay(before, decay, plan.momentum, t), plan.logs
+        columns.append(tf.where(new, before, history[:, -2 * k : -k]))
+        columns.append(tf.broadcast_to(after, [plan.window, k]))
     return tf.concat([old + f, *columns], axis=1), after
 
 
@@ -300,3 +311,39 @@ def add_log(total: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
     s = high + x
     y = s - high
     return tf.stack([s, low + ((high - (s - y)) + (x - y))])
+
+
+def add_decay(
+    before: tf.Tensor, decay: tf.Tensor, momentum: float | None, t: tf.Tensor
+) -> tf.Tensor:
+    """What is known of weight decay after step t, at which it takes this share.
+
+    That is the log of the product D_t of what all steps have left, in two parts; and
+    with an average, b_t = sum(w_k * D_k / D_t) over the steps k up to t, w_k being
+    what step k weighs in it, in two parts too.
+    """
+    log = add_log(before[:2], decay)
+    if momentum is None:
+        return log
+    double = tf.float64
+    b = tf.reduce_sum(tf.cast(before[2:], double))
+    weight = share(momentum, 1, tf.cast(t, double))
+    b = b * (1 - weight) * tf.exp(-tf.cast(tf.math.log1p(-decay), double)) + weight
+    high = tf.cast(b, log.dtype)
+    low = tf.cast(b - tf.cast(high, double), log.dtype)
+    return tf.concat([log, [high, low]], axis=0)
+
+
+def _averaged(
+    momentum: float, now: tf.Tensor, start: tf.Tensor, n: tf.Tensor, t: tf.Tensor
+) -> tf.Tensor:
+    """What the average has of a weight that only decays: sum(w_k * D_k / D_{t-n}).
+
+    Over the last n of t steps, at whose start and end `add_decay` gave these. It is
+    the difference of two such sums over all steps, whatever the first one began with.
+    """
+    dtype = start.dtype
+    now, start, n, t = (tf.cast(x, tf.float64) for x in (now, start, n, t))
+    left = tf.exp(tf.reduce_sum((now - start)[:, :2], axis=1))
+    before = (1 - share(momentum, n, t)) * tf.reduce_sum(start[:, 2:], axis=1)
+    return tf.cast(left * tf.reduce_sum(now[2:]) - before, dtype)

@@ -48,6 +48,7 @@ FUNCTIONS = {
     "checks.py": ("check_range",),
     "tails.py": (
         *("power", "tail", "owed", "column", "advance", "add_log", "log_s", "columns"),
+        *("logs", "add_decay", "_averaged"),
     ),
     "exact.py": (
         *(
@@ -60,11 +61,13 @@ FUNCTIONS = {
         *("_end_step", "_settle", "_settle_all"),
     ),
     "ledger.py": (
-        *("_theta", "_state", "_average", "advance", "settled", "theta", "state"),
+        *("_theta", "_paid", "_state", "_average", "advance", "settled", "theta"),
+        *("state",),
         *("average", "_of", "settle_average", "settle_theta", "settle_state", "mark"),
         *("sweep", "__init__"),
     ),
-    "rows.py": ("distinct", "sum_repeats", "_segment_sum", "marked", "scatter"),
+    "rows.py": ("distinct", "sum_repeats", "_segment_sum", "note", "listed", "scatter"),
+    "accumulation.py": ("_load_touched", "_accumulate", "step"),
     "averaging.py": ("_average", "_overwrite_in_step", "_overwrite"),
     "update.py": ("takes_kernel", "update", "_decayed"),
 }
@@ -144,7 +147,15 @@ AVERAGES = [
         for mode in ("exact", "lazy")
     ),
     ("test_averaging", "test_constrained_weights_are_averaged", ("lazy", False)),
-    ("test_averaging", "test_long_gaps", (UNSWEPT, 0.999, "adam", "exact", False)),
+    *(
+        ("test_averaging", "test_long_gaps", (UNSWEPT, x, "adam", "exact", False))
+        for x in ({"ema_momentum": 0.9}, {"ema_momentum": 0.999, "weight_decay": 0.5})
+    ),
+    (
+        "test_averaging",
+        "test_momentum_1_is_the_mean",
+        ("exact", {"weight_decay": 20.0}),
+    ),
 ]
 EXACT = [
     *trajectory("patterns", "exact", "repeats", NAMES),
@@ -229,16 +240,44 @@ COMPILED = [
         )
     ),
 ]
+ACCUMULATION = [
+    *(
+        (
+            "test_trajectory",
+            "test_accumulation_of_batches_of_all_sizes",
+            (mode, execution, "accumulation_clip_decay"),
+        )
+        for mode, execution in (
+            *(("lazy", "eager"), ("lazy", "xla"), ("dense", "eager")),
+            ("exact", "xla"),
+        )
+    ),
+    ("test_optimizer", "test_mixed_micro_steps_lose_nothing", ()),
+    (
+        "test_optimizer",
+        "test_no_gradient_at_the_last_micro_step_leaves_nothing_behind",
+        (),
+    ),
+    *(
+        (
+            "test_optimizer",
+            "test_a_state_in_the_middle_loads_into_another_mode",
+            ({"gradient_accumulation_steps": 4}, old, "lazy"),
+        )
+        for old in ("keras", "lazy")
+    ),
+]
 FIRST = {
+    "accumulation.py": ACCUMULATION,
     **dict.fromkeys(("tails.py", "ledger.py", "exact.py"), EXACT),
     "averaging.py": AVERAGES,
-    "rows.py": ROWS + EXACT[:1],
+    "rows.py": ROWS + EXACT[:1] + ACCUMULATION[:2],
 }
 
 
 def tests(file):
     """Those that find most faults of a file, in the least time, first."""
-    every = [*PLANS, *DENSE, *LAZY, *EXACT, *AVERAGES, *ROWS, *COMPILED]
+    every = [*PLANS, *DENSE, *LAZY, *EXACT, *AVERAGES, *ROWS, *COMPILED, *ACCUMULATION]
     first = FIRST.get(file, [])
     return [*first, *(test for test in every if test not in first)]
 

@@ -77,13 +77,18 @@ def average(optimizer):
 @JIT
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["adam", "adam_hat", "amsgrad", "adamax"])
-@pytest.mark.parametrize("g", [0.9, 0.999])
-def test_long_gaps(unswept, g, name, mode, jit):
+@pytest.mark.parametrize(
+    "options",
+    [{"ema_momentum": 0.9}, {"ema_momentum": 0.999, "weight_decay": 0.5}],
+    ids=["0.9", "0.999_decay"],
+)
+def test_long_gaps(unswept, options, name, mode, jit):
     """Gaps past the window, and averages taken in the middle."""
     make, rule = OPTIMIZERS[name]
     table, gradients = stream(600)
-    training = oracle(rule, table, lazy=mode == "lazy", ema_momentum=g)
-    optimizer, variable = pair(table, make, sparse_updates=mode, ema_momentum=g)
+    training = oracle(rule, table, lazy=mode == "lazy", **options)
+    optimizer, variable = pair(table, make, sparse_updates=mode, **options)
+    assert mode == "dense" or optimizer._last[0] is not None
     step = stepper(optimizer, variable, jit)
     for t, gradient in enumerate(gradients, 1):
         step(gradient)
@@ -94,11 +99,12 @@ def test_long_gaps(unswept, g, name, mode, jit):
     np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 20.0}], ids=["", "decay"])
 @pytest.mark.parametrize("mode", MODES)
-def test_momentum_1_is_the_mean(mode):
-    table, gradients = stream(9)
-    training = oracle(reference.Adam(), table, lazy=mode == "lazy")
-    optimizer, variable = pair(table, sparse_updates=mode, ema_momentum=1.0)
+def test_momentum_1_is_the_mean(mode, options):
+    table, gradients = stream(60)
+    training = oracle(reference.Adam(), table, lazy=mode == "lazy", **options)
+    optimizer, variable = pair(table, sparse_updates=mode, ema_momentum=1.0, **options)
     step, thetas = stepper(optimizer, variable), []
     for gradient in gradients:
         step(gradient)
