@@ -85,7 +85,6 @@ PATTERNS = {
     "rank_3": ((7, 3, 2), _ids(0, 5, 6)),
     "ragged": ((12, 4), lambda rng, step: rng.integers(0, 12, 3 + step % 2)),
     "last_rows": ((12, 4), _ids(10, 12, 5)),
-    "shrinking": ((40, 4), lambda rng, step: rng.integers(0, 40, (9, 2, 1)[step % 3])),
 }
 
 EXECUTIONS = {

@@ -245,7 +245,7 @@ ACCUMULATION = [
         (
             "test_trajectory",
             "test_accumulation_of_batches_of_all_sizes",
-            (mode, execution, "accumulation_clip_decay"),
+            (MONKEYPATCH, mode, execution, "accumulation_clip_decay"),
         )
         for mode, execution in (
             *(("lazy", "eager"), ("lazy", "xla"), ("dense", "eager")),

@@ -223,8 +223,10 @@ def test_a_state_in_the_middle_loads_into_another_mode(options, old, new):
     for k in range(6, 12):
         step(second, copies, k)
         step(whole, all_along, k)
-    # Keras knows 1 - beta_2 to five digits.
-    atol = 1e-5 if old == "keras" else 2e-7
+    # Keras knows 1 - beta_2 to five digits, and so does the kernel that rows take, and
+    # dense steps with weight decay do not.
+    kernel = "weight_decay" in options and old != new
+    atol = 1e-5 if old == "keras" else 5e-6 if kernel else 2e-7
     for a, b in zip(copies, all_along):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=2e-6, atol=atol)
 
