@@ -86,10 +86,11 @@ class Accumulation:
                 counts[i] = rows.note(g.ids, marks[i], lists[i], counts[i])
                 continue
             sums[i].assign_add(g)
-            if marks and len(g.shape):
+            if marks and len(sums[i].shape):
+                n = sums[i].shape[0]
                 marks[i].assign(tf.ones_like(marks[i]))
-                lists[i].assign(tf.cast(tf.range(g.shape[0]), lists[i].dtype))
-                counts[i] = tf.constant(g.shape[0])
+                lists[i].assign(tf.cast(tf.range(n), lists[i].dtype))
+                counts[i] = tf.constant(n)
         if counts:
             counter.assign(tf.cast(tf.stack(counts), counter.dtype))
         # Under XLA, where it is not known before the program runs, at most how many

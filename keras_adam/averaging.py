@@ -16,6 +16,7 @@ all steps, Polyak-Ruppert averaging, from which section 7.2 starts.)
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ import tensorflow as tf
 from keras_adam import rows
 from keras_adam.base import constrained, require_tensorflow, share
 from keras_adam.exact import native, tf_variable
+from keras_adam.ledger import History
 from keras_adam.rows import Rows
 
 require_tensorflow(__name__)
@@ -69,9 +71,21 @@ class Averages:
                 t = tf.cast(self.iterations + 1, average.dtype)
                 weight = share(self.ema_momentum, 1, t)
                 average.assign(average + (theta - average) * weight)
+        for history in getattr(self, "_histories", []):
+            if history.decays:
+                # `tails.add_decay`'s sum: a difference of two such would lose digits.
+                large = history.log_decay[2] > 64
+                settle = functools.partial(self._settle_in_step, history)
+                rows.run_if(large, settle)
         if self.ema_overwrite_frequency:
             t = self.iterations + 1
             rows.run_if(t % self.ema_overwrite_frequency == 0, self._overwrite_in_step)
+
+    def _settle_in_step(self, history: History) -> None:
+        for i in self._untracked.by_rows:
+            if self._untracked.decays[i]:
+                self._settle(i, ahead=1)
+        history.log_decay.assign(tf.zeros_like(history.log_decay))
 
     def _overwrite_in_step(self) -> None:
         for i in self._untracked.by_rows:

@@ -42,7 +42,8 @@ class History(tf.Module):
                 tf.zeros([LENGTH, plan.columns + 2 * plan.logs * decays], dtype),
                 trainable=False,
             )
-            self._log_decay = tf.Variable(tf.zeros([plan.logs], dtype), trainable=False)
+            logs = plan.logs if decays else 2
+            self._log_decay = tf.Variable(tf.zeros([logs], dtype), trainable=False)
         self.decays = decays
 
     @property

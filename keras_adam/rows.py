@@ -1,7 +1,7 @@
 """`tf.IndexedSlices` -> distinct rows with summed gradients; gather, scatter.
 
-All of it costs what the batch touches, never what the table holds, in graph mode and
-under XLA.
+All but `listed` without `most` costs what the batch touches, never what the table
+holds, in graph mode and under XLA.
 """
 
 from __future__ import annotations
@@ -229,6 +229,8 @@ def after(x: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
     """
     if in_xla():
         for table in tables:
+            if 0 in table.shape:
+                continue
             bits = tf.cast(tf.reshape(table, [-1])[0], tf.float32)
             bits = tf.bitcast(bits, tf.uint32)
             x = tf.minimum(x, tf.bitwise.bitwise_or(x, bits))
@@ -286,9 +288,8 @@ def note(
         How many there are now.
     """
     table_rows = marks.shape[0]
-    new = tf.gather(marks, ids) == 0
+    new = (tf.gather(marks, ids) == 0) & (ids < table_rows)
     if in_xla():
-        new &= ids < table_rows
         place = count + tf.cumsum(tf.cast(new, tf.int32), exclusive=True)
         place = tf.where(new, place, table_rows)
     else:

@@ -310,7 +310,9 @@ def add_log(total: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
     x = tf.math.log1p(-decay)
     s = high + x
     y = s - high
-    return tf.stack([s, low + ((high - (s - y)) + (x - y))])
+    low += (high - (s - y)) + (x - y)
+    high = s + low
+    return tf.stack([high, low - (high - s)])
 
 
 def add_decay(

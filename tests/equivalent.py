@@ -117,9 +117,4 @@ EQUIVALENT = {
         "None if debts.history else 1",
         "None if debts.history else 2",
     ): MORE,
-    (
-        *("tails.py", "owed"),
-        "tf.where(skipped, since, 1)",
-        "tf.where(skipped, since, 2)",
-    ): OWES_NOTHING,
 }

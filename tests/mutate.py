@@ -68,7 +68,7 @@ FUNCTIONS = {
     ),
     "rows.py": ("distinct", "sum_repeats", "_segment_sum", "note", "listed", "scatter"),
     "accumulation.py": ("_load_touched", "_accumulate", "step"),
-    "averaging.py": ("_average", "_overwrite_in_step", "_overwrite"),
+    "averaging.py": ("_average", "_settle_in_step", "_overwrite_in_step", "_overwrite"),
     "update.py": ("takes_kernel", "update", "_decayed"),
 }
 
@@ -156,6 +156,10 @@ AVERAGES = [
         "test_momentum_1_is_the_mean",
         ("exact", {"weight_decay": 20.0}),
     ),
+    (
+        *("test_averaging", "test_weights_that_decay_faster_than_the_average_forgets"),
+        (UNSWEPT, False),
+    ),
 ]
 EXACT = [
     *trajectory("patterns", "exact", "repeats", NAMES),
@@ -230,6 +234,7 @@ COMPILED = [
         (math.nan, "xla", "dense", "adamax"),
     ),
     ("test_tails", "test_long_sums_of_logarithms_keep_small_steps", ()),
+    ("test_tails", "test_very_long_sums_of_logarithms_stay_in_two_parts", ()),
     ("test_tails", "test_decays_are_known_in_two_parts", ()),
     *(
         ("test_tails", "test_tails_are_right_to_1e_5_of_themselves", case)

@@ -102,7 +102,7 @@ def test_long_gaps(unswept, options, name, mode, jit):
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 20.0}], ids=["", "decay"])
 @pytest.mark.parametrize("mode", MODES)
 def test_momentum_1_is_the_mean(mode, options):
-    table, gradients = stream(60)
+    table, gradients = stream(120)
     training = oracle(reference.Adam(), table, lazy=mode == "lazy", **options)
     optimizer, variable = pair(table, sparse_updates=mode, ema_momentum=1.0, **options)
     step, thetas = stepper(optimizer, variable), []
@@ -111,6 +111,21 @@ def test_momentum_1_is_the_mean(mode, options):
         training.apply([gradient])
         thetas.append(training.thetas[0])
     np.testing.assert_allclose(average(optimizer), np.mean(thetas, axis=0), atol=2e-6)
+
+
+@JIT
+def test_weights_that_decay_faster_than_the_average_forgets(unswept, jit):
+    """By e^-100, of which the average's float32 knows nothing."""
+    options = {"ema_momentum": 0.999, "weight_decay": 30.0}
+    table, gradients = stream(300)
+    training = oracle(reference.Adam(), table, **options)
+    optimizer, variable = pair(table, **options)
+    step = stepper(optimizer, variable, jit)
+    for gradient in gradients:
+        step(gradient)
+        training.apply([gradient])
+    np.testing.assert_allclose(average(optimizer), training.averages[0], atol=2e-6)
+    np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=2e-6)
 
 
 @JIT

@@ -141,6 +141,22 @@ def test_long_sums_of_logarithms_keep_small_steps():
     np.testing.assert_allclose(found - large, 2000 * math.log1p(-1e-7), rtol=1e-4)
 
 
+def test_very_long_sums_of_logarithms_stay_in_two_parts():
+    """The lesser part is less than a digit of the other, and so keeps its own."""
+
+    @tf.function(jit_compile=True)
+    def after(n):
+        def step(i, total):
+            return i + 1, tails.add_log(total, tf.constant(1e-4))
+
+        return tf.while_loop(lambda i, _: i < n, step, [0, tf.zeros(2)])[1]
+
+    high, low = after(250_000).numpy().astype(np.float64)
+    assert abs(low) <= abs(np.spacing(np.float32(high)))
+    truth = 250_000 * math.log1p(-float(np.float32(1e-4)))
+    np.testing.assert_allclose(high + low, truth, rtol=3e-7)
+
+
 def test_sweep_reaches_every_row_in_time(monkeypatch):
     monkeypatch.setattr(ledger, "LENGTH", 8)
     for rows in (1, 6, 7, 8, 30, 50):

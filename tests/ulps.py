@@ -29,9 +29,8 @@ class Oracle:
         rule = getattr(reference, p.cls)(**rule)
         options = {k: v for k, v in p.base.items() if k != "use_ema"}
         exact, dtype = p.mode == "exact", DTYPES[p.dtype]
-        # Exact rows are rounded when they are updated, and not when skipped; but
-        # beside weight decay and averages exact steps are dense ones.
-        self.by_rows = exact and not {"use_ema", "weight_decay"} <= set(p.base)
+        # Exact rows are rounded when they are updated, and not when skipped.
+        self.by_rows = exact
         self.training = reference.Training(
             rule,
             thetas,
