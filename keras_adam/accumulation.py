@@ -69,6 +69,21 @@ class Accumulation:
         for variable in self._counts:
             variable.assign(tf.cast(tf.stack(counts), variable.dtype))
 
+    def _most(self, grads: dict[int, Any]) -> dict[int, Any]:
+        """By the ids of the last micro-step, how many rows a step is to have at most.
+
+        For XLA, which knows that when it compiles, but not how many there are; without
+        the tables that have no more.
+        """
+        steps = self.gradient_accumulation_steps or 1
+        found = {}
+        for i, g in grads.items():
+            if isinstance(g, Rows):
+                n = g.ids.shape[0]
+                if n is None or steps * n < self._accumulated_gradients[i].shape[0]:
+                    found[i] = steps * tf.shape(g.ids)[0]
+        return found
+
     def _accumulate(self, grads: list[Any], variables: list[Any], due: Any) -> None:
         """Adds gradients to the sums, and takes a step with these if it is due."""
         steps = self.gradient_accumulation_steps
@@ -93,14 +108,7 @@ class Accumulation:
                 counts[i] = tf.constant(n)
         if counts:
             counter.assign(tf.cast(tf.stack(counts), counter.dtype))
-        # Under XLA, where it is not known before the program runs, at most how many
-        # rows there are to be.
-        most = {
-            i: steps * tf.shape(g.ids)[0]
-            for i, g in zip(indices, grads)
-            if isinstance(g, Rows)
-            and not steps * (g.ids.shape[0] or 0) >= sums[i].shape[0]
-        }
+        most = self._most(dict(zip(indices, grads)))
 
         def step(most: dict[int, Any]) -> None:
             means = [
