@@ -38,15 +38,18 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
       They see the summed gradient.
     - `loss_scale_factor` (above 0): nothing.
     - `gradient_accumulation_steps` (at least 2): a micro-step its rows, and the last
-      one of a step the rows of all; under XLA, where shapes are static, the whole
-      table after more rows than as many batches as the last one have ids. In lazy mode
-      a step updates the rows its micro-steps touched. Keras's accumulator stays: as
-      large as the table, and 8 bytes a row beside it.
+      one of a step the rows of all. Under XLA, where shapes are static, the last one
+      costs the whole table if the step touched more rows than that many times its own
+      ids, as where it is smaller than the others. In lazy mode a step updates the rows
+      its micro-steps touched. Memory: Keras's accumulator, as large as the table, and
+      8 bytes a row.
     - `keras.optimizers.LossScaleOptimizer` around it: its own search for
       overflow costs the whole table, and may miss one in a repeated id.
     - `use_ema` (section 7.2's bias-corrected average, see `averaging.py`, with
-      `ema_momentum` in [0, 1]): in lazy and exact mode the batch's rows. `settle`
-      brings averages to date.
+      `ema_momentum` in [0, 1]): in lazy and exact mode the batch's rows; in exact mode
+      where weights decay faster than the average forgets (learning_rate * weight_decay
+      above 1 - ema_momentum), also a pass over the table now and then. `settle` brings
+      averages to date.
     - a layer's `embeddings_constraint`: the whole table, every step. In exact mode
       the step itself is then a dense one.
 
