@@ -116,7 +116,7 @@ EQUIVALENT = {
         ("averaging.py", "_average", "history.log_decay[2] > 64", after): EITHER
         for after in ("history.log_decay[2] >= 64", "history.log_decay[2] > 65")
     },
-    (*("accumulation.py", "_accumulate", "counts[i] <= n", "counts[i] < n"),): EITHER,
+    ("accumulation.py", "_accumulate", "counts[i] <= n", "counts[i] < n"): EITHER,
     (
         *("ledger.py", "settle_average"),
         "None if debts.history else 1",
