@@ -26,8 +26,8 @@ import tensorflow as tf
 
 from keras_adam import rows
 from keras_adam.base import constrained, require_tensorflow, share
-from keras_adam.exact import native, tf_variable
-from keras_adam.ledger import History
+from keras_adam.exact import native
+from keras_adam.ledger import tf_variable
 from keras_adam.rows import Rows
 
 require_tensorflow(__name__)
@@ -50,6 +50,7 @@ class Averages:
     _trainable_variables: list[Any]
     _model_variables_moving_average: list[Any]
     _get_variable_index: Callable[[Any], int]
+    _kind: Callable[[int], Any]
     _settle: Callable[..., None]
     settle: Callable[[], None]
 
@@ -71,21 +72,21 @@ class Averages:
                 t = tf.cast(self.iterations + 1, average.dtype)
                 weight = share(self.ema_momentum, 1, t)
                 average.assign(average + (theta - average) * weight)
-        for history in getattr(self, "_histories", []):
+        for kind, history in self._untracked.histories.items():
             if history.decays:
                 # `tails.add_decay`'s sum: a difference of two such would lose digits.
                 large = history.log_decay[2] > 64
-                settle = functools.partial(self._settle_in_step, history)
-                rows.run_if(large, settle)
+                rows.run_if(large, functools.partial(self._settle_in_step, kind))
         if self.ema_overwrite_frequency:
             t = self.iterations + 1
             rows.run_if(t % self.ema_overwrite_frequency == 0, self._overwrite_in_step)
 
-    def _settle_in_step(self, history: History) -> None:
+    def _settle_in_step(self, kind: Any) -> None:
         for i in self._untracked.by_rows:
-            if self._untracked.decays[i]:
+            if self._kind(i) == kind:
                 self._settle(i, ahead=1)
-        history.log_decay.assign(tf.zeros_like(history.log_decay))
+        log_decay = self._untracked.histories[kind].log_decay
+        log_decay.assign(tf.zeros_like(log_decay))
 
     def _overwrite_in_step(self) -> None:
         for i in self._untracked.by_rows:

@@ -199,12 +199,12 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         """The last of `variables`: a vector for some tables each, by mode."""
         return []
 
-    def _load_row_state(self, marks: list[Any]) -> None:
+    def _load_row_state(self, marks: list[Any] | None) -> None:
         """Sets it, after all else was loaded.
 
         Args:
             marks: Of each variable's rows, whether they have accumulated gradients;
-                empty, if that was not saved.
+                empty, if that was not saved; None, if it is loaded already.
         """
 
     def load_own_variables(self, store: Any) -> None:
@@ -229,6 +229,7 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         same = shapes(stored) == shapes(own)
         if same and list(map(_counts, stored)) == list(map(_counts, own)):
             super().load_own_variables(store)
+            self._load_row_state(None)
             return
         while _counts(stored[-1]):
             stored.pop()

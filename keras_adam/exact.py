@@ -10,29 +10,23 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from keras_adam import ledger, rows
 from keras_adam.base import constrained, rounded, state_dtype
-from keras_adam.checks import check_range
+from keras_adam.checks import check_range, path
+from keras_adam.ledger import tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
 
 
 def state_name(variable: Any, kind: str) -> str:
     """The name of a variable's state of this kind, as Keras's names are."""
-    path = getattr(variable, "path", variable.name)
-    return f"{path.replace('/', '_').replace(':', '_')}_{kind}"
-
-
-def tf_variable(variable: Any) -> Any:
-    """A `keras.Variable`'s `tf.Variable`; `value` may be a cast of it."""
-    return variable._value if isinstance(variable, keras.Variable) else variable
+    return f"{path(variable).replace('/', '_').replace(':', '_')}_{kind}"
 
 
 def native(variable: Any) -> Any:
-    """The same, and of one with a copy for each replica, this replica's."""
+    """Its `tf.Variable`; of one with a copy for each replica, this replica's."""
     return rows.local(tf_variable(variable))
 
 
@@ -100,22 +94,23 @@ class ExactRows:
             else None
             for v in variables
         ]
-        owned = [v for v, last in zip(variables, self._last) if last is not None]
+        owned = {i: v for i, v in enumerate(variables) if self._last[i] is not None}
+        histories: dict[Any, ledger.History] = {}
         if owned and self.sparse_updates == "exact":
-            kinds = {self._decays(v) for v in owned}
             plan = self._make_plan(self._largest_beta_1())
             self._plan = dataclasses.replace(plan, momentum=self._momentum())
-            dtype = max(state_dtype(v.dtype) for v in owned)
-            self._histories = [
-                ledger.History(self._plan, kind, dtype) for kind in sorted(kinds)
-            ]
-        for v in owned:
+            for kind in sorted({self._kind(i) for i in owned}):
+                decays, dtype, _ = kind
+                histories[kind] = ledger.History(self._plan, decays, dtype)
+            self._histories = [*histories.values()]
+        self._untracked.histories = histories
+        for i, v in owned.items():
             # Keras gives what is overwritten with its gradient no average.
             if self.use_ema and self._average_of(v) is not None:
                 ledger.settle_when_taken(self._average_of(v), self)
             ledger.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
-                self._note_by_rows(self._get_variable_index(v))
+                self._note_by_rows(i)
 
     def _check_exact(self) -> None:
         """Raises where exact mode does not hold; with a schedule, `build` does."""
@@ -141,6 +136,17 @@ class ExactRows:
 
     def _average_of(self, variable: Any) -> Any:
         return self._model_variables_moving_average[self._get_variable_index(variable)]
+
+    def _kind(self, i: int) -> tuple[bool, str, bool]:
+        """What tables share that have one history: what a step adds to it.
+
+        That is whether weights decay, the dtype of the state, and whether a kernel may
+        take the table, since it knows the betas in that dtype only.
+        """
+        variable = self._trainable_variables[i]
+        dtype = state_dtype(variable.dtype)
+        same = all(x.dtype == dtype for x in (variable, *self._state(i)))
+        return self._untracked.decays[i], dtype, same
 
     def _largest_beta_1(self) -> float:
         """Of a schedule: over steps that lie ever further apart."""
@@ -183,7 +189,7 @@ class ExactRows:
         variable = self._trainable_variables[i]
         if ledger.owner(variable) is not self:
             raise ValueError(
-                f"{variable.path} is trained by two optimizers with "
+                f"{path(variable)} is trained by two optimizers with "
                 '`sparse_updates="exact"`, or "lazy" and `use_ema`, of which only '
                 "the one built last knows what its rows owe. Use "
                 '`sparse_updates="dense"`, or "lazy" without `use_ema`, in one of them.'
@@ -192,7 +198,7 @@ class ExactRows:
             return
         if i in self._untracked.not_by_rows:
             raise ValueError(
-                f"{variable.path} has a sparse gradient in this step, and had a "
+                f"{path(variable)} has a sparse gradient in this step, and had a "
                 "dense one or none in a step that was compiled before, which may "
                 "run again and does not know what its rows owe. Received: "
                 f"sparse_updates={self.sparse_updates!r}, use_ema={self.use_ema}. Use "
@@ -228,17 +234,12 @@ class ExactRows:
         momentum = self._momentum()
         if self.sparse_updates == "lazy":
             return ledger.Debts(None, None, self.tail, last, t, momentum)
-        variable = self._trainable_variables[i]
-        dtype = state_dtype(variable.dtype)
+        _, dtype, same = kind = self._kind(i)
         if as_kernel is None:
-            same = all(x.dtype == dtype for x in (variable, *self._state(i)))
             as_kernel = self._has_kernel() and same and not rows.in_xla()
             self._untracked.rounded[i] = as_kernel
-        plan = self._plan
-        if as_kernel:
-            plan = _rounded_plan(plan, dtype)
-        decays = self._untracked.decays[i]
-        [history] = [h for h in self._histories if h.decays == decays]
+        plan = _rounded_plan(self._plan, dtype) if as_kernel else self._plan
+        history = self._untracked.histories[kind]
         return ledger.Debts(history, plan, self.tail, last, t, momentum)
 
     def _once(self, x: tf.Tensor) -> tf.Tensor:
@@ -247,11 +248,11 @@ class ExactRows:
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""
         reading = self._untracked.readings.get(i)
-        if reading is None or tf.executing_eagerly():
+        # What is no graph's, but eager, has neither.
+        graph = getattr(g.values, "graph", None)
+        op = getattr(g.indices, "op", None)
+        if reading is None or op is None or graph is not reading.ids.graph:
             return None
-        if g.values.graph is not reading.ids.graph:
-            return None
-        op = g.indices.op
         same = op.type == "Reshape" and op.inputs[0] is reading.lengthened
         return reading if same else None
 
@@ -285,6 +286,7 @@ class ExactRows:
     def _end_step(self, grads: dict[int, Any], learning_rate: Any) -> None:
         """Notes which rows the step updated, and what it adds to others' debts."""
         by_rows = self._untracked.by_rows
+        self._untracked.readings.clear()
         if not tf.executing_eagerly():
             exact = {i for i, last in enumerate(self._last) if last is not None}
             self._untracked.not_by_rows |= exact - by_rows
@@ -299,10 +301,10 @@ class ExactRows:
             ledger.mark(self._debts(i), ids, t, self._written(i))
         if self.sparse_updates == "lazy":
             return
-        debts = {self._untracked.decays[i]: i for i in by_rows}
+        one_of = {self._kind(i): i for i in by_rows}
         tables = [x for i in by_rows for x in self._written(i)]
         t = tf.cast(rows.after(tf.cast(t, tf.uint32), *tables), tf.int32)
-        for i in debts.values():
+        for i in one_of.values():
             history, plan, *_ = self._debts(i)
             assert history is not None and plan is not None
             dtype = history.ring.dtype.name
@@ -390,10 +392,12 @@ class ExactRows:
         """
         i = self._get_variable_index(variable)
         self._note_by_rows(i)
+        ledger.settle_when_read(variable)  # where it was built with its `tf.Variable`
         if self.sparse_updates == "lazy":
             return tf.gather(native(variable), ids)
         places = self._untracked.workspaces[i].places
         out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
-        if not self._replicas:  # each of which has read other rows
+        # Several replicas have read other rows each.
+        if not self._replicas and not tf.executing_eagerly():
             self._untracked.readings[i] = reading
         return out

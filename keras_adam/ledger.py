@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_adam import rounding, rows, tails
+from keras_adam import checks, rounding, rows, tails
 from keras_adam.base import share, state_dtype
 from keras_adam.tails import Plan
 
@@ -284,6 +284,11 @@ def sweep(table_rows: int, t: tf.Tensor) -> tf.Tensor:
     return ((t % steps) * n + tf.range(n)) % table_rows
 
 
+def tf_variable(variable: Any) -> Any:
+    """A `keras.Variable`'s `tf.Variable`; `value` may be a cast of it."""
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
 class _Settled:
     """A `keras.Variable` whose rows are brought to date by NumPy and assignment.
 
@@ -292,14 +297,12 @@ class _Settled:
     by the new values. TensorFlow's own reads of it see what stands in the table.
     """
 
-    _keras_adam_owner: weakref.ref[Any]
-
     def _bring_to_date(self) -> None:
-        owner = self._keras_adam_owner()
-        if owner is not None:
-            owner.forget_reading(self)
+        optimizer = owner(self)
+        if optimizer is not None:
+            optimizer.forget_reading(self)
             if tf.executing_eagerly():
-                owner.settle()
+                optimizer.settle()
 
     def numpy(self) -> Any:
         self._bring_to_date()
@@ -346,30 +349,32 @@ def set_owner(variable: Any, optimizer: Any) -> None:
     if old is not None and old is not optimizer:
         with tf.init_scope():
             old.settle()
-    variable._keras_adam_owner = weakref.ref(optimizer)
-    readers = getattr(variable, "_keras_adam_readers", [])
+    known = tf_variable(variable)
+    known._keras_adam_owner = weakref.ref(optimizer)
+    readers = getattr(known, "_keras_adam_readers", [])
     if readers and optimizer.sparse_updates == "exact":
         gc.collect()
         if any(graph() is not None for graph in readers):
             warnings.warn(
-                f"A tf.function that reads {variable.path} was traced before its "
-                f"optimizer was built, and will go on reading rows without what "
+                f"A tf.function that reads {checks.path(variable)} was traced before "
+                f"its optimizer was built, and will go on reading rows without what "
                 f"{optimizer.name} owes them. Build the optimizer first: "
                 "`optimizer.build(model.trainable_variables)`.",
                 stacklevel=4,
             )
-        variable._keras_adam_readers = []
+        known._keras_adam_readers = []
 
 
 def note_reader(variable: Any, graph: tf.Graph) -> None:
     """A graph that is being traced reads the variable, and knows no owner."""
+    variable = tf_variable(variable)
     readers = getattr(variable, "_keras_adam_readers", [])
     variable._keras_adam_readers = [*readers, weakref.ref(graph)]
 
 
 def owner(variable: Any) -> Any:
     """The exact optimizer that owns the variable, or None."""
-    reference = getattr(variable, "_keras_adam_owner", None)
+    reference = getattr(tf_variable(variable), "_keras_adam_owner", None)
     return reference and reference()
 
 

@@ -37,7 +37,7 @@ class Migration:
     _correction_1: Any
     _trainable_variables: list[Any]
     _var_key: Callable[[Any], Any]
-    _load_row_state: Callable[[list[Any]], None]
+    _load_row_state: Callable[[list[Any] | None], None]
     settle: Callable[[], None]
 
     # What `build` takes the state from; in a plain object, so that nobody tracks it.

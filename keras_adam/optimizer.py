@@ -16,7 +16,8 @@ from keras_adam.accumulation import Accumulation
 from keras_adam.averaging import Averages
 from keras_adam.base import BaseOptimizer, state_dtype
 from keras_adam.checks import check_gradient
-from keras_adam.exact import ExactRows, native, tf_variable
+from keras_adam.exact import ExactRows, native
+from keras_adam.ledger import tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
 from keras_adam.update import Rule, compile_assign, takes_kernel, update
@@ -289,9 +290,11 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
     def _row_state(self) -> list[Any]:
         return [*self._touched_state(), *(x for x in self._last if x is not None)]
 
-    def _load_row_state(self, marks: list[Any]) -> None:
-        # What is saved is up to date: all it lacks is the step of each row's update.
-        self._load_touched(marks)
+    def _load_row_state(self, marks: list[Any] | None) -> None:
+        if marks is not None:
+            self._load_touched(marks)
+        # What is saved is up to date, also of a table that had dense gradients only,
+        # in which no row's step of update was noted.
         for x in self._last:
             if x is not None:
                 x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))

@@ -132,7 +132,10 @@ class Plan:
 
     @property
     def columns(self) -> int:
-        """Of the history: polynomials, their x, beta_1's product, the averages'."""
+        """Of the history: polynomials, their x, beta_1's product, the averages'.
+
+        That product is of a schedule, and of beta_1 * growth: alone it underflows.
+        """
         averages = self.pieces * self.nodes * (self.momentum is not None)
         return self.pieces * (self.nodes + 1) + self.schedule + averages
 
@@ -220,7 +223,7 @@ def owed(
     if plan.schedule:
         b = history[:, end]
         m = tf.where(gap > plan.window, tf.zeros_like(b), b)
-        m = tf.where(skipped, m, tf.ones_like(b))
+        m = tf.where(skipped, m * power(1 / plan.growth, gap), tf.ones_like(b))
     else:
         m = power(plan.beta_1, gap)
     return Owed(
@@ -272,8 +275,8 @@ def advance(
         c = lead * power(plan.beta_1 * plan.growth, j)
     else:
         b = history[:, q * (n + 1)]
-        b = tf.where(new[:, 0], tf.ones_like(b), b) * beta_1
-        c = lead * b * power(plan.growth, j)
+        b = tf.where(new[:, 0], tf.ones_like(b), b) * (beta_1 * plan.growth)
+        c = lead * b
         columns.append(b[:, None])
     c = tf.where(piece[:, None] == tf.range(q, dtype=dtype), c[:, None], 0)
     eta = tf.math.expm1(s[:, None] - log_x)

@@ -165,6 +165,47 @@ def test_steps_without_a_gradient_and_with_a_dense_one(unswept, mode, jit):
     np.testing.assert_allclose(average(optimizer), training.averages[0], atol=2e-6)
 
 
+@JIT
+@pytest.mark.parametrize("every", [None, 3], ids=["", "overwrite"])
+def test_two_optimizer_steps_for_one_forward_pass(unswept, every, jit):
+    """The first is none for the second table, and yet moves its average."""
+    layers = [keras_adam.Embedding(4, 2, "ones") for _ in range(2)]
+    for layer in layers:
+        layer.build()
+    tables = [layer.embeddings for layer in layers]
+    options = {"ema_momentum": 0.5, "ema_overwrite_frequency": every}
+    optimizer = keras_adam.Adam(RATE, use_ema=True, **options)
+    optimizer.build(tables)
+
+    @tf.function(jit_compile=jit)
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([tf.reduce_sum(layer(ids) ** 2) for layer in layers])
+        gradients = tape.gradient(loss, [x.value for x in tables])
+        for g, table in zip(gradients, tables):
+            optimizer.apply([g], [table])
+
+    rules = [reference.Adam() for _ in tables]
+    thetas = [np.ones((4, 2)) for _ in tables]
+    states = [rule.init(x) for rule, x in zip(rules, thetas)]
+    uncorrected = [np.zeros((4, 2)) for _ in tables]
+    t = 0
+    for ids in ([0, 1], [1, 2], [0, 1], [3, 3], [0, 1]):
+        step(tf.constant(ids))
+        counts = np.bincount(ids, minlength=4)[:, None]
+        gradients = [2 * counts * x for x in thetas]
+        for k, g in enumerate(gradients):
+            t += 1
+            thetas[k] = thetas[k] - rules[k].step(states[k], g, RATE, t)
+            uncorrected = [(u + x) / 2 for u, x in zip(uncorrected, thetas)]
+            if every and t % every == 0:
+                thetas = [u / (1 - 0.5**t) for u in uncorrected]
+    for k, table in enumerate(tables):
+        np.testing.assert_allclose(table.numpy(), thetas[k], atol=2e-6)
+        found = optimizer._model_variables_moving_average[k].numpy()
+        np.testing.assert_allclose(found, uncorrected[k] / (1 - 0.5**t), atol=2e-6)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_assigned_weights_count_from_then_on(unswept, mode):
     table, gradients = stream(6)

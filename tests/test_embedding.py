@@ -7,6 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from cases import make_data, make_model
 
@@ -223,6 +224,29 @@ def test_gradients_of_a_function_of_their_own(jit, steps):
     theirs = train(make_model(layer=keras.layers.Embedding), theirs, dense=True)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
+
+
+def test_an_eager_forward_pass_and_a_compiled_step():
+    layer = keras_adam.Embedding(5, 2, "ones")
+    layer.build()
+    table = layer.embeddings
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build([table])
+    step = tf.function(lambda g: optimizer.apply([g], [table]))
+    captured = {}
+    training = reference.Training(
+        reference.Adam(), [np.ones((5, 2))], [np.float64], lazy=False, learning_rate=0.1
+    )
+    for ids in ([1, 2, 2], [0], [2, 4]):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(tf.constant(ids)))
+        captured["g"] = tape.gradient(loss, table.value)
+        step(captured["g"])
+        training.apply([(np.ones((len(ids), 2)), np.array(ids))])
+    np.testing.assert_allclose(table.numpy(), training.thetas[0], atol=2e-6)
+    tf.function(lambda: optimizer.apply([captured["g"]], [table]))()
+    training.apply([(np.ones((2, 2)), np.array([2, 4]))])
+    np.testing.assert_allclose(table.numpy(), training.thetas[0], atol=2e-6)
 
 
 def test_run_eagerly():

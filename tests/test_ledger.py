@@ -519,6 +519,89 @@ def test_a_count_of_steps_set_back_by_hand(unswept):
         assert np.abs(after.numpy()).max() <= max(1.0, np.abs(before).max())
 
 
+def test_a_state_of_dense_steps_loads_into_a_table_of_sparse_ones():
+    """No row owes then, though no row's step of update was noted."""
+    old, variable = pair()
+    for _ in range(20):
+        old.apply([tf.ones((6, 2))], [variable])
+    store = {}
+    old.save_own_variables(store)
+    layer = keras_adam.Embedding(6, 2, weights=[variable.numpy()])
+    layer.build()
+    new = keras_adam.Adam(0.1)
+    new.build([layer.embeddings])
+    new.load_own_variables(store)
+    new.settle()
+    for before, after in zip(old._state(0), new._state(0)):
+        np.testing.assert_array_equal(after.numpy(), before.numpy())
+    new.apply([slices([1])], [layer.embeddings])
+    close(layer.embeddings, dense([range(6)] * 20 + [[1]]))
+
+
+@JIT
+@pytest.mark.parametrize(
+    "dtypes, moments",
+    [
+        (["float64", "float32"], None),
+        (["float32", "float64"], None),
+        (["float32", "bfloat16", "float64"], None),
+        (["float64", "float32"], "float32"),
+    ],
+)
+def test_tables_of_several_dtypes(unswept, dtypes, moments, jit):
+    """Kernels know 1 - beta_2 to five digits of its dtype, the rule knows it better."""
+    tables = [keras.Variable(np.ones((6, 2)), dtype=d, name=d) for d in dtypes]
+    beta_2 = 1 - 1e-6
+    optimizer = keras_adam.Adam(0.1, beta_2=beta_2, moments_dtype=moments)
+    optimizer.build(tables)
+
+    @tf.function(jit_compile=jit)
+    def step(g):
+        values = [tf.cast(g.values, d) for d in dtypes]
+        optimizer.apply([tf.IndexedSlices(x, g.indices, SHAPE) for x in values], tables)
+
+    steps = [[0, 5], *([k % 2 + 1] for k in range(30))]
+    truth = reference.Training(
+        reference.Adam(beta_2=beta_2),
+        [np.ones((6, 2))],
+        [np.float64],
+        lazy=False,
+        learning_rate=0.1,
+    )
+    for ids in steps:
+        step(slices(ids))
+        truth.apply([(np.ones((len(ids), 2)), np.array(ids))])
+    for table in tables:
+        tolerance = {"float64": 2e-5, "float32": 2e-5, "bfloat16": 2e-2}[table.dtype]
+        np.testing.assert_allclose(
+            table.numpy().astype(np.float64), truth.thetas[0], rtol=0, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_built_with_a_layer_s_native_variable(unswept, execution):
+    """As `tape.watched_variables()` gives it; the layer knows the same owner."""
+    layer = keras_adam.Embedding(6, 2, "ones")
+    layer.build()
+    table = layer.embeddings
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build([table.value])
+
+    @EXECUTIONS[execution]
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        [v] = tape.watched_variables()
+        optimizer.apply([tape.gradient(loss, v)], [v])
+
+    steps = [[0, 1], [1], [2, 2]]
+    for ids in steps:
+        step(tf.constant(ids))
+    truth = dense(steps)
+    np.testing.assert_allclose(layer(np.arange(6)), truth, rtol=0, atol=2e-6)
+    close(table, truth)
+
+
 def test_an_accumulating_state_loads_into_exact_mode():
     lazy, _ = pair(gradient_accumulation_steps=2, sparse_updates="lazy")
     exact, variable = pair(gradient_accumulation_steps=2)

@@ -2,10 +2,12 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from cases import Halving, halving
 
 import keras_adam
 from keras_adam import ledger, tails
@@ -125,6 +127,35 @@ def test_after_the_window_a_row_rests(name):
 def test_the_edge_itself_is_refused(cls):
     with pytest.raises(ValueError, match="steps that fall"):
         cls(beta_1=0.5, beta_2=0.25 if cls is keras_adam.Adam else 0.5)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("beta_1, beta_2, gap", [(0.49, 0.5, 200), (0.9, 0.91, 1000)])
+def test_a_scheduled_beta_1_whose_power_leaves_float32(
+    monkeypatch, beta_1, beta_2, gap, jit
+):
+    """So does that of 1 / beta_2; not their product, by which AdaMax's steps fall."""
+    monkeypatch.setattr(ledger, "sweep", lambda rows, t: tf.zeros([0], tf.int32))
+    optimizer = keras_adam.AdaMax(0.01, Halving(beta_1, 1.0), beta_2)
+    table = keras.Variable(np.ones((3, 2), np.float32))
+    optimizer.build([table])
+    truth = reference.Training(
+        reference.AdaMax(halving(beta_1, 1.0), beta_2),
+        [np.ones((2, 1))],
+        [np.float64],
+        lazy=False,
+        learning_rate=0.01,
+    )
+
+    @tf.function(jit_compile=jit)
+    def step(ids):
+        g = tf.IndexedSlices(tf.ones((1, 2)), ids, tf.constant([3, 2]))
+        optimizer.apply([g], [table])
+
+    for k in range(gap):
+        step(tf.constant([0 if k == 0 else 1]))
+        truth.apply([(np.ones((1, 1)), np.array([0 if k == 0 else 1]))])
+    np.testing.assert_allclose(table.numpy()[:2, :1], truth.thetas[0], rtol=2e-5)
 
 
 def test_long_sums_of_logarithms_keep_small_steps():
