@@ -25,6 +25,7 @@ class Program:
     rule: dict  # arguments of both ours and the oracle's
     factor: float | None  # beta_1 falls by it each step
     rate: float
+    fall: float | None  # the rate falls by it each step
     base: dict  # arguments of Keras's base
     dtype: str
     shape: tuple
@@ -57,12 +58,12 @@ def programs(draw, mode, execution):
     beta_1 = draw(st.floats(0, 0.9) | near | st.just(0.0))
     if falling and not amsgrad:
         beta_1 *= math.sqrt(beta_2) if cls == "Adam" else beta_2
-    half = dtype in ("float16", "bfloat16")
-    factor = None
-    if draw(st.booleans()):
-        # Schedules are float32: in float64 one whose values are exact in both.
-        factors = st.sampled_from([0.5, 1.0])
-        factor = draw(factors if dtype == "float64" else st.floats(0.5, 1) | factors)
+    # Schedules are float32: in float64 one whose values are exact in both.
+    factors = st.sampled_from([0.5, 1.0])
+    if dtype != "float64":
+        factors |= st.floats(0.5, 1)
+    factor = draw(st.none() | factors)
+    if factor is not None:
         beta_1 = _float32(beta_1)
     rule = {"beta_1": beta_1, "beta_2": beta_2}
     if cls == "Adam":
@@ -85,8 +86,7 @@ def programs(draw, mode, execution):
             base[value] = 10 ** draw(st.floats(-3, 1))
         elif name == "ema":
             base.update(use_ema=True, ema_momentum=value)
-            # Keras keeps averages in the weights' dtype: in a half they round.
-            if not half and draw(st.booleans()):
+            if draw(st.booleans()):
                 base["ema_overwrite_frequency"] = draw(st.integers(1, 5))
         else:
             base[name] = value
@@ -95,6 +95,7 @@ def programs(draw, mode, execution):
         rule,
         factor,
         _float32(10 ** draw(st.floats(-4, 0))),
+        draw(st.none() | (factors if dtype == "float64" else st.floats(0.9, 1))),
         base,
         dtype,
         draw(st.sampled_from([(12, 4), (1, 3), (9,), (7, 3, 2), (30, 1), (5, 5)])),
@@ -116,8 +117,9 @@ def _optimizer(p):
     rule = dict(p.rule)
     if p.factor is not None:
         rule["beta_1"] = Halving(rule["beta_1"], p.factor)
+    rate = p.rate if p.fall is None else Halving(p.rate, p.fall)
     cls = getattr(keras_adam, p.cls)
-    return cls(learning_rate=p.rate, sparse_updates=p.mode, **rule, **p.base)
+    return cls(learning_rate=rate, sparse_updates=p.mode, **rule, **p.base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Compiled:
             self.step = EXECUTIONS[p.execution](apply)
 
     def train(self, thetas, gradients):
-        """The trained weights, as NumPy has them in float64."""
+        """The trained weights, and their averages, as NumPy has them in float64."""
         optimizer = self.optimizer
         optimizer.settle()
         for x in optimizer.variables:
@@ -227,4 +229,7 @@ class Compiled:
             variable.assign(theta)
         for (values, ids), vector in gradients:
             self.step(tf.constant(values), tf.constant(ids), tf.constant(vector))
-        return [x.numpy().astype(np.float64) for x in self.variables]
+        found = [*self.variables]
+        if optimizer.use_ema:
+            found += optimizer._model_variables_moving_average
+        return [x.numpy().astype(np.float64) for x in found]

@@ -27,7 +27,9 @@ class Oracle:
         if p.factor is not None:
             rule["beta_1"] = halving(rule["beta_1"], p.factor)
         rule = getattr(reference, p.cls)(**rule)
+        rate = p.rate if p.fall is None else halving(p.rate, p.fall)
         options = {k: v for k, v in p.base.items() if k != "use_ema"}
+        n = options.get("gradient_accumulation_steps", 1)
         exact, dtype = p.mode == "exact", DTYPES[p.dtype]
         # Exact rows are rounded when they are updated, and not when skipped.
         self.by_rows = exact
@@ -36,7 +38,7 @@ class Oracle:
             thetas,
             [np.float64 if self.by_rows else dtype, dtype],
             lazy=p.mode == "lazy",
-            learning_rate=p.rate,
+            learning_rate=rate,
             **options,
         )
         self.one_way = reference.Training(
@@ -44,7 +46,8 @@ class Oracle:
             [np.zeros(x.shape) for x in thetas],
             [np.float64] * 2,
             lazy=p.mode == "lazy",
-            learning_rate=p.rate,
+            # Which counts updates, and not micro-steps.
+            learning_rate=lambda step: self.training.learning_rate(n * step + n - 1),
             **{k: v for k, v in options.items() if k not in WITHOUT},
         )
         self.largest = [np.abs(x) for x in self.training.thetas]
@@ -77,6 +80,9 @@ class Oracle:
                 self.touched[
                     (training.calls // training.accumulate - 1) % len(went)
                 ] = 1
+            every = training.ema_overwrite_frequency
+            if every and training.calls // training.accumulate % every == 0:
+                self.touched[:] = True
             theta, written = training.thetas[0], self.touched
             theta[written] = theta[written].astype(DTYPES[p.dtype])
         self.largest = [
@@ -106,19 +112,23 @@ def _ulp(x, dtype):
 
 
 def largest_error(program, found, oracle):
-    """The largest error of some weights, in ulps.
+    """The largest error of some weights and their averages, in ulps of the weights.
 
     Taken off first is what is promised: `TAIL` of what was owed, and of `reach` the
     oracle's own error, whose 1 - beta^t is as exact as beta^t near 1 is.
     """
     own = 1e-15 / (1 - max(program.rule["beta_1"], program.rule["beta_2"]))
-    average = 0.0  # of weights that averages overwrite, 1 - momentum^t likewise
-    if "ema_overwrite_frequency" in program.base:
-        average = 1e-15 / (1 - program.base["ema_momentum"])
+    # Of averages, and of weights that they overwrite, 1 - momentum^t likewise.
+    average = 1e-15 / (1 - program.base.get("ema_momentum", 0))
+    overwritten = "ema_overwrite_frequency" in program.base
+    training, units = oracle.training, oracle.units()
+    truths = [*training.thetas, *(training.averages or [])]  # none before a step
     worst = 0.0
-    for i, (x, unit) in enumerate(zip(found, oracle.units(), strict=True)):
-        error = np.abs(x - oracle.training.thetas[i])
+    for k, (x, truth) in enumerate(zip(found, truths)):
+        i = k % len(units)
+        error = np.abs(x - truth)
         error = error - TAIL * oracle.owed[i] - own * np.abs(oracle.one_way.thetas[i])
-        error = error - average * oracle.largest[i]
-        worst = np.maximum(worst, np.max(error / unit))  # NaN, if there is one
+        if k != i or overwritten:
+            error = error - average * oracle.largest[i]
+        worst = np.maximum(worst, np.max(error / units[i]))  # NaN, if there is one
     return float(worst)
