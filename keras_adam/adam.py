@@ -113,10 +113,11 @@ class Adam(AdamMigration, Optimizer):
             variables. "bfloat16" takes half the memory; m and v are then always
             rounded stochastically, or v would stand still with beta_2 = 0.999. They
             are right on average; with gradients of noise v is off by 3.5%, root mean
-            square, and the step by 1.8%. (`examples/imdb_embedding.py`: test accuracy
-            0.8858 with either.) Outside XLA dense variables then miss TensorFlow's
-            fused kernel. A saved state loads with another `moments_dtype`, rounded to
-            nearest.
+            square, and the step by 1.8%; with amsgrad the largest v is the largest of
+            those, and grows (after 6,000 steps of noise it is 3.6% too large).
+            (`examples/imdb_embedding.py`: test accuracy 0.8858 with either.) Outside
+            XLA dense variables then miss TensorFlow's fused kernel. A saved state
+            loads with another `moments_dtype`, rounded to nearest.
         seed: An integer; of stochastic rounding. Each seed rounds the same step
             alike each time, in graph mode and under XLA, so that a training can be
             repeated, and one that was saved goes on bit for bit.

@@ -120,8 +120,10 @@ class EvaluateAverages(keras.callbacks.Callback):
     trained or loaded since. At the end of `fit` Keras makes the averages the weights.
 
     Between evaluations the model holds its own weights, and so does a file that
-    `ModelCheckpoint` writes then, or what `EarlyStopping` restores: evaluate those
-    with this callback too.
+    `ModelCheckpoint` writes then, with the averages in its optimizer: load that, and
+    evaluate it with this callback too. What `EarlyStopping` restores are an epoch's own
+    weights without their averages, which stay those of the last step: evaluate that
+    without this callback, or keep the best epoch with `ModelCheckpoint`.
 
     Raises:
         ValueError: The model's optimizer is not one of `keras_adam`'s with `use_ema`.

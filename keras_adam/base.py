@@ -149,6 +149,7 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         checks.check_variables(variables)
+        checks.check_distinct(variables, [*map(self._var_key, variables)])
         super().build(variables)
         self._dtype_of_added = self.moments_dtype
         self._build_state(variables)
@@ -164,6 +165,8 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             checks.check_counts(grads, trainable_variables)
+            keys = [*map(self._var_key, trainable_variables)]
+            checks.check_distinct(trainable_variables, keys)
         super().apply(grads, trainable_variables)
 
     def _check_variables_are_known(self, variables: Any) -> None:
@@ -213,6 +216,8 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         An empty one, or that of an optimizer that was not built, is skipped with a
         warning, as in Keras; and so is every one where this optimizer is not built.
         Keras's averages (`use_ema`) are not what ours are: `from_keras` says when.
+        Arrays have neither names nor kinds: a state of other arguments whose shapes are
+        all the same, such as AdaMax's in Adam, cannot be told from one that fits.
 
         Raises:
             ValueError: The state does not fit. Nothing was loaded then.

@@ -102,7 +102,10 @@ def check_variables(variables: Sequence[Any]) -> None:
                 "Only variables of a float dtype can be trained. Received: "
                 f"{v.name} of dtype {v.dtype}. Set `trainable=False` on it."
             )
-    if len({id(v) for v in variables}) < len(variables):
+
+
+def check_distinct(variables: Sequence[Any], keys: Sequence[Any]) -> None:
+    if len({*keys}) < len(keys):
         raise ValueError(
             "A variable was given twice, and would take two steps at once. Received: "
             f"{[v.name for v in variables]}. Give each once, with its whole gradient."

@@ -105,8 +105,7 @@ class ExactRows:
             self._histories = [*histories.values()]
         self._untracked.histories = histories
         for i, v in owned.items():
-            # Keras gives what is overwritten with its gradient no average.
-            if self.use_ema and self._average_of(v) is not None:
+            if self.use_ema:
                 ledger.settle_when_taken(self._average_of(v), self)
             ledger.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
@@ -127,6 +126,8 @@ class ExactRows:
 
     def _owes(self, variable: Any) -> bool:
         """Whether its rows, or those of its average, are brought to date one by one."""
+        if getattr(variable, "overwrite_with_gradient", False):  # Keras's, of float8
+            return False
         mode = self._mode(variable)
         lazy = mode == "lazy" and self.use_ema and not constrained(variable)
         return (mode == "exact" or lazy) and len(variable.shape) > 0
@@ -398,6 +399,6 @@ class ExactRows:
         places = self._untracked.workspaces[i].places
         out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
         # Several replicas have read other rows each.
-        if not self._replicas and not tf.executing_eagerly():
+        if reading and not self._replicas and not tf.executing_eagerly():
             self._untracked.readings[i] = reading
         return out

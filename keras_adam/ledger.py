@@ -192,8 +192,11 @@ class Reading(NamedTuple):
 
 def read(
     tables: list[tf.Variable], ids: tf.Tensor, places: tf.Variable, debts: Debts
-) -> tuple[tf.Tensor, Reading]:
+) -> tuple[tf.Tensor, Reading | None]:
     """Rows as dense Adam would have them now; writes nothing.
+
+    Of half precision there is no reading: gradients have the rows' dtype, in which
+    those of an id that repeats must not be summed, but are left to the update.
 
     Args:
         tables: Theta and the state.
@@ -201,7 +204,7 @@ def read(
         places: `rows.Workspace(table).places`.
         debts: What the rows owe.
     """
-    shape = tables[0].shape
+    shape, dtype = tables[0].shape, tables[0].dtype
     d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
     if rows.in_xla():
         # The gradient has these ids, and may leave XLA: none is past the table's end.
@@ -212,10 +215,15 @@ def read(
     detached = [rows.once(tf.stop_gradient(x), debts.t) for x in values]
     last = tf.gather(debts.last, d.lengthened)
     now = [rows.once(x, debts.t) for x in debts.settled(detached, last)]
-    out = _repeat(values[0], tf.cast(now[0], tables[0].dtype), d.place)
+    theta, reading = tf.cast(now[0], dtype), None
+    if state_dtype(dtype) == dtype:
+        out = _repeat(values[0], theta, d.place)
+        reading = Reading(d.ids, d.lengthened, now, detached, last)
+    else:
+        stored = tf.gather(tables[0], tf.reshape(ids, [-1]))
+        out = _in_place_of(stored, tf.gather(theta, d.place))
     out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
-    out = tf.ensure_shape(out, [*ids.shape, *shape[1:]])
-    return out, Reading(d.ids, d.lengthened, now, detached, last)
+    return tf.ensure_shape(out, [*ids.shape, *shape[1:]]), reading
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -226,6 +234,12 @@ def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
         return rows.segment_sum(g, place, now), None, None
 
     return tf.gather(now, place), gradient
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _in_place_of(stored: tf.Tensor, now: tf.Tensor) -> Any:
+    """The rows as they are now, with the gradient of those that are stored."""
+    return tf.identity(now), lambda g: (g, None)
 
 
 def settle_average(

@@ -330,8 +330,11 @@ def test_other_variables_than_it_was_built_for():
             optimizer.apply([tf.ones((4, 2))] * len(variables), native)
     optimizer.apply([], [second])  # takes no step
     assert np.all(first.numpy() == 1)
-    with pytest.raises(ValueError, match=r"given twice.*table.*Give each once"):
-        keras_adam.Adam().build([first, first])
+    for twice in ([first, first], [first, first.value]):
+        with pytest.raises(ValueError, match=r"given twice.*table.*Give each once"):
+            keras_adam.Adam().build(twice)
+        with pytest.raises(ValueError, match=r"given twice.*table.*Give each once"):
+            optimizer.apply([tf.ones((4, 2))] * 2, twice)
 
 
 def test_one_optimizer_of_two_models():

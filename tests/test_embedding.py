@@ -287,6 +287,33 @@ def test_half_precision(dtype, jit):
     assert found[0][-1] < found[0][0]
 
 
+@JIT
+@pytest.mark.parametrize("layer", [keras.layers.Embedding, keras_adam.Embedding])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_repeats_of_half_precision_are_summed_in_float32(dtype, layer, jit):
+    """5,001 ones are 256 in bfloat16; what float16 holds no more is no infinity."""
+    layer = layer(4, 2, dtype=dtype)
+    layer.build()
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build([layer.embeddings])
+
+    @tf.function(jit_compile=jit)
+    def step(ids, scale):
+        with tf.GradientTape() as tape:
+            loss = scale * tf.reduce_sum(tf.cast(layer(ids), "float32"))
+        g = tape.gradient(loss, layer.embeddings.value)
+        optimizer.apply([g], [layer.embeddings])
+
+    m = np.zeros(4)
+    for ids, scale in ((5001 * [0], 1.0), ([1, 3, 1], 2.0**15)):
+        step(tf.constant(ids), tf.constant(scale))
+        m = 0.9 * m + 0.1 * scale * np.bincount(ids, minlength=4)
+    optimizer.settle()
+    for column in optimizer._state(0)[0].numpy().T:
+        np.testing.assert_allclose(column, m, rtol=1e-5)
+    assert np.all(np.isfinite(layer.embeddings.numpy().astype(np.float32)))
+
+
 def test_lora_and_quantization_are_keras_own():
     layer = keras_adam.Embedding(20, 8)
     layer.build()
