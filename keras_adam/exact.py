@@ -144,9 +144,9 @@ class ExactRows:
         That is whether weights decay, the dtype of the state, and whether a kernel may
         take the table, since it knows the betas in that dtype only.
         """
-        variable = self._trainable_variables[i]
-        dtype = state_dtype(variable.dtype)
-        same = all(x.dtype == dtype for x in (variable, *self._state(i)))
+        tables = self._tables(i)  # whose dtype is that in any scope of autocast
+        dtype = state_dtype(tables[0].dtype)
+        same = all(x.dtype == dtype for x in tables)
         return self._untracked.decays[i], dtype, same
 
     def _largest_beta_1(self) -> float:

@@ -293,10 +293,10 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
     def _load_row_state(self, marks: list[Any] | None) -> None:
         if marks is not None:
             self._load_touched(marks)
-        # What is saved is up to date, also of a table that had dense gradients only,
-        # in which no row's step of update was noted.
-        for x in self._last:
-            if x is not None:
+        # What is saved is up to date. Loaded as it was, it lacks the step of each row's
+        # update if the table had dense gradients only.
+        for i, x in enumerate(self._last):
+            if x is not None and (marks is not None or i in self._untracked.by_rows):
                 x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
 
     def _overwrite_model_variables_with_average_value(
