@@ -80,7 +80,7 @@ class Embedding(keras.layers.Embedding):
         if owner is None and not tf.executing_eagerly():
             graph = tf.compat.v1.get_default_graph()
             # `predict` before `compile`, which drops its function.
-            dropped = graph.name.startswith("one_step_on_data")
-            if not (dropped and not getattr(model, "compiled", True)):
-                ledger.note_reader(table, graph)
+            own = graph.name.startswith("one_step_on_data")
+            drops = own and not getattr(model, "compiled", True)
+            ledger.note_reader(table, graph, model if drops else None)
         return owner

@@ -61,6 +61,7 @@ class ExactRows:
     _model_variables_moving_average: list[Any]
     weight_decay: Any
     iterations: Any
+    variables: list[Any]
     add_variable: Callable[..., Any]
     _untracked: types.SimpleNamespace
     _trainable_variables: list[Any]
@@ -249,10 +250,13 @@ class ExactRows:
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""
         reading = self._untracked.readings.get(i)
-        # What is no graph's, but eager, has neither.
+        # Eager tensors have neither. And what another graph does with a gradient it may
+        # do several times, as loops do, of which the first writes what was read.
         graph = getattr(g.values, "graph", None)
         op = getattr(g.indices, "op", None)
         if reading is None or op is None or graph is not reading.ids.graph:
+            return None
+        if graph is not tf.compat.v1.get_default_graph():
             return None
         same = op.type == "Reshape" and op.inputs[0] is reading.lengthened
         return reading if same else None
@@ -396,8 +400,9 @@ class ExactRows:
         ledger.settle_when_read(variable)  # where it was built with its `tf.Variable`
         if self.sparse_updates == "lazy":
             return tf.gather(native(variable), ids)
-        places = self._untracked.workspaces[i].places
-        out, reading = ledger.read(self._tables(i), ids, places, self._debts(i))
+        places, debts = self._untracked.workspaces[i].places, self._debts(i)
+        ledger.keep(self.variables, places, debts)
+        out, reading = ledger.read(self._tables(i), ids, places, debts)
         # Several replicas have read other rows each.
         if reading and not self._replicas and not tf.executing_eagerly():
             self._untracked.readings[i] = reading

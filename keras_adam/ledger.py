@@ -368,7 +368,7 @@ def set_owner(variable: Any, optimizer: Any) -> None:
     readers = getattr(known, "_keras_adam_readers", [])
     if readers and optimizer.sparse_updates == "exact":
         gc.collect()
-        if any(graph() is not None for graph in readers):
+        if any(_goes_on(*reader) for reader in readers):
             warnings.warn(
                 f"A tf.function that reads {checks.path(variable)} was traced before "
                 f"its optimizer was built, and will go on reading rows without what "
@@ -379,11 +379,31 @@ def set_owner(variable: Any, optimizer: Any) -> None:
         known._keras_adam_readers = []
 
 
-def note_reader(variable: Any, graph: tf.Graph) -> None:
-    """A graph that is being traced reads the variable, and knows no owner."""
+def note_reader(variable: Any, graph: tf.Graph, model: Any) -> None:
+    """A graph that is being traced reads the variable, and knows no owner.
+
+    Args:
+        variable: A table.
+        graph: Of a function.
+        model: Whose `compile` will drop the function, if there is one.
+    """
     variable = tf_variable(variable)
     readers = getattr(variable, "_keras_adam_readers", [])
-    variable._keras_adam_readers = [*readers, weakref.ref(graph)]
+    reader = weakref.ref(graph), None if model is None else weakref.ref(model)
+    variable._keras_adam_readers = [*readers, reader]
+
+
+def keep(*variables: Any) -> None:
+    """For functions that are being traced: they may outlive the optimizer."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(graph, "outer_graph"):
+        graph._keras_adam_kept = [*getattr(graph, "_keras_adam_kept", []), variables]
+        graph = graph.outer_graph
+
+
+def _goes_on(graph: Any, model: Any) -> bool:
+    dropped = model is not None and getattr(model(), "compiled", True)
+    return graph() is not None and not dropped
 
 
 def owner(variable: Any) -> Any:

@@ -110,6 +110,15 @@ def test_a_reader_traced_too_early_is_told():
         adam().build(model.trainable_variables)
 
 
+def test_a_model_never_compiled_that_predicted_too_early_is_told_of():
+    model = compiled(adam())
+    part = keras.Model(model.inputs, model.layers[0].output)
+    x, _ = make_data()
+    part.predict(x, verbose=0)
+    with pytest.warns(UserWarning, match=r"traced before.*optimizer\.build"):
+        fit(model, 1)
+
+
 def test_nothing_is_told_without_reason():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -247,6 +256,59 @@ def test_an_eager_forward_pass_and_a_compiled_step():
     tf.function(lambda: optimizer.apply([captured["g"]], [table]))()
     training.apply([(np.ones((2, 2)), np.array([2, 4]))])
     np.testing.assert_allclose(table.numpy(), training.thetas[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["loop", "function"])
+def test_one_gradient_applied_several_times(how):
+    layer = keras_adam.Embedding(5, 2, "ones")
+    layer.build()
+    table = layer.embeddings
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build([table])
+
+    @tf.function
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        g = tape.gradient(loss, table.value)
+
+        def apply(i):
+            optimizer.apply([g], [table])
+            return i + 1
+
+        if how == "loop":
+            tf.while_loop(lambda i: i < 3, apply, [0])
+        else:
+            again = tf.function(apply)
+            again(again(again(tf.constant(0))))
+
+    training = reference.Training(
+        reference.Adam(), [np.ones((5, 2))], [np.float64], lazy=False, learning_rate=0.1
+    )
+    for ids in ([1, 2, 2], [0, 1]):
+        step(tf.constant(ids))
+        for _ in range(3):
+            training.apply([(np.ones((len(ids), 2)), np.array(ids))])
+    np.testing.assert_allclose(table.numpy(), training.thetas[0], atol=2e-6)
+
+
+def test_a_function_that_outlives_the_optimizer():
+    layer = keras_adam.Embedding(5, 2, "ones")
+    layer.build()
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build([layer.embeddings])
+    read = tf.function(lambda ids: layer(ids))
+    read(tf.constant([1]))
+    for ids in ([0, 1], [2], [2]):
+        g = tf.IndexedSlices(tf.ones((len(ids), 2)), tf.constant(ids), [5, 2])
+        optimizer.apply([g], [layer.embeddings])
+    del optimizer
+    gc.collect()
+    with tf.GradientTape() as tape:
+        found = read(tf.constant([1]))
+    np.testing.assert_array_equal(found, layer.embeddings.numpy()[1:2])
+    g = tf.convert_to_tensor(tape.gradient(found, layer.embeddings.value))
+    np.testing.assert_array_equal(g[:, 0], [0, 1, 0, 0, 0])
 
 
 def test_run_eagerly():

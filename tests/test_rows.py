@@ -58,6 +58,35 @@ def test_ids_outside_the_table_touch_nothing_under_xla(mode, outside):
         tf.function(apply)(tf.constant([1, 2, outside, -1]))
 
 
+def test_batches_of_many_lengths_have_few(monkeypatch):
+    """XLA compiles for each."""
+    lengths = set()
+
+    def uncompiled(f):
+        def call(values, place, like):
+            tf.py_function(lambda n: lengths.add(int(n)), [tf.shape(values)[0]], [])
+            return f(values, place, like)
+
+        return call
+
+    monkeypatch.setattr(rows, "compiled", uncompiled)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 2]), tf.TensorSpec([None], tf.int32)]
+    )
+    def sums(values, place):
+        return rows.segment_sum(values, place, tf.zeros([7]))
+
+    rng = np.random.default_rng(0)
+    for n in [*range(70), *rng.integers(70, 3000, 100)]:
+        values, place = rng.standard_normal((n, 2)), rng.integers(-1, 7, n)
+        truth = np.zeros((8, 2))
+        np.add.at(truth, place, values)  # -1 is the last
+        found = sums(tf.constant(values, tf.float32), tf.constant(place, tf.int32))
+        np.testing.assert_allclose(found, truth[:7], atol=1e-4)
+    assert len(lengths) <= 9 + 8 * 6
+
+
 def train_step(vocabulary, jit, mode, layer, kwargs):
     """A whole step of a model with an Embedding layer."""
     model = keras.Sequential(
