@@ -205,6 +205,8 @@ def read(
         debts: What the rows owe.
     """
     shape, dtype = tables[0].shape, tables[0].dtype
+    if "loop_body" in tf.get_current_name_scope().split("/"):
+        return _read_each(tables, ids, debts), None
     d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
     if rows.in_xla():
         # The gradient has these ids, and may leave XLA: none is past the table's end.
@@ -224,6 +226,18 @@ def read(
         out = _in_place_of(stored, tf.gather(theta, d.place))
     out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
     return tf.ensure_shape(out, [*ids.shape, *shape[1:]]), reading
+
+
+def _read_each(tables: list[tf.Variable], ids: tf.Tensor, debts: Debts) -> tf.Tensor:
+    """For `tf.vectorized_map`, which has no custom gradients, and where each
+    example would have another number of distinct rows."""
+    # Under XLA it cannot map a gather from a variable itself.
+    stored = [x.read_value() if rows.in_xla() else x for x in (*tables, debts.last)]
+    *values, last = (tf.gather(x, tf.reshape(ids, [-1])) for x in stored)
+    now = debts.theta([tf.stop_gradient(x) for x in values], last)
+    out = tf.stop_gradient(tf.cast(now, tables[0].dtype))
+    out += values[0] - tf.stop_gradient(values[0])  # 0, and the gradient's way
+    return tf.reshape(out, tf.concat([tf.shape(ids), tables[0].shape[1:]], axis=0))
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from cases import make_data, make_model
+from cases import EXECUTIONS, make_data, make_model
 
 import keras_adam
 
@@ -309,6 +309,36 @@ def test_a_function_that_outlives_the_optimizer():
     np.testing.assert_array_equal(found, layer.embeddings.numpy()[1:2])
     g = tf.convert_to_tensor(tape.gradient(found, layer.embeddings.value))
     np.testing.assert_array_equal(g[:, 0], [0, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_mapped_over_examples(dtype, execution):
+    """Each with another number of rows. vectorized_map has no custom gradients."""
+    layer = keras_adam.Embedding(6, 2, "ones", dtype=dtype)
+    layer.build()
+    table = layer.embeddings
+    optimizer = keras_adam.Adam(0.125)
+    optimizer.build([table])
+    for ids in ([0, 1], [2, 3]):
+        g = tf.IndexedSlices(tf.ones((2, 2), dtype), tf.constant(ids), [6, 2])
+        optimizer.apply([g], [table])
+
+    @EXECUTIONS[execution]
+    def run(ids):
+        with tf.GradientTape() as tape:
+            rows = keras.ops.vectorized_map(layer, ids)
+            loss = tf.reduce_sum(tf.cast(rows, tf.float32))
+        g = tape.gradient(loss, table.value)
+        return rows, tf.convert_to_tensor(tf.cast(g, tf.float32))
+
+    ids = np.array([[0, 1, 1], [2, 3, 4]], np.int32)
+    found, g = run(tf.constant(ids))
+    assert np.all(table.value.numpy()[0] != found[0, 0])  # it owes
+    truth = table.numpy().astype(np.float32)[ids]
+    atol = 2e-7 if dtype == "float32" else 4e-3
+    np.testing.assert_allclose(tf.cast(found, tf.float32), truth, rtol=0, atol=atol)
+    np.testing.assert_array_equal(g[:, 0], [1, 2, 1, 1, 1, 0])
 
 
 def test_run_eagerly():
