@@ -120,7 +120,7 @@ def test_half_precision_moves(adam, jit, dtype):
 
 def test_slots_do_not_depend_on_what_was_traced():
     """State saved by one optimizer loads into another with the same arguments."""
-    stores = []
+    stores, slots = [], []
     for sparse in (None, True, False):
         optimizer = keras_adam.Adam(0.1, gradient_accumulation_steps=2)
         table = keras.Variable(np.ones((5, 2), np.float32))
@@ -132,6 +132,7 @@ def test_slots_do_not_depend_on_what_was_traced():
             g = g if sparse else tf.convert_to_tensor(g)
             apply = tf.function(optimizer.apply)
             apply([g])
+        slots.append([(v.dtype, tuple(v.shape)) for v in optimizer.variables])
         stores.append({})
         optimizer.save_own_variables(stores[-1])
         for store in stores:
@@ -139,3 +140,4 @@ def test_slots_do_not_depend_on_what_was_traced():
             assert len(optimizer.variables) == len(store)
             for i, variable in enumerate(optimizer.variables):
                 np.testing.assert_array_equal(variable.numpy(), store[str(i)])
+    assert slots[0] == slots[1] == slots[2]

@@ -122,9 +122,11 @@ def largest_error(program, found, oracle):
     average = 1e-15 / (1 - program.base.get("ema_momentum", 0))
     overwritten = "ema_overwrite_frequency" in program.base
     training, units = oracle.training, oracle.units()
-    truths = [*training.thetas, *(training.averages or [])]  # none before a step
+    truths = [*training.thetas, *(training.averages or [])]
+    if training.averages is None:  # before a step, too
+        found = found[: len(units)]
     worst = 0.0
-    for k, (x, truth) in enumerate(zip(found, truths)):
+    for k, (x, truth) in enumerate(zip(found, truths, strict=True)):
         i = k % len(units)
         error = np.abs(x - truth)
         error = error - TAIL * oracle.owed[i] - own * np.abs(oracle.one_way.thetas[i])
