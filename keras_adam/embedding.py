@@ -31,8 +31,10 @@ class Embedding(keras.layers.Embedding):
             of any shape, int32, int64 or float, to `(*ids.shape, output_dim)`.
 
     Raises:
-        ValueError: The table is trained by two exact optimizers, or in some steps
-            by a dense gradient that was compiled first.
+        ValueError: The table is trained by two exact optimizers, of which only the one
+            built last knows what rows owe (do not call steps that were compiled for
+            another any more), or in some steps by a dense gradient that was compiled
+            first.
 
     Source: `keras_adam.tails` has the rule of what is owed.
     """
@@ -57,7 +59,7 @@ class Embedding(keras.layers.Embedding):
         ids = inputs if inputs.dtype in ("int32", "int64") else tf.cast(inputs, "int32")
         ids = tf.where(ids < 0, ids + tf.cast(self.input_dim, ids.dtype), ids)
         owner = ledger.owner(table) or self._build_optimizer(table)
-        rows = owner.read(table, ids) if owner else tf.gather(native, ids)
+        rows = owner.read(table, ids) if owner else ledger.gather(native, ids)
         return tf.cast(rows, self.compute_dtype)
 
     def _build_optimizer(self, table: Any) -> Any:

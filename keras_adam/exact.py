@@ -194,7 +194,8 @@ class ExactRows:
                 f"{path(variable)} is trained by two optimizers with "
                 '`sparse_updates="exact"`, or "lazy" and `use_ema`, of which only '
                 "the one built last knows what its rows owe. Use "
-                '`sparse_updates="dense"`, or "lazy" without `use_ema`, in one of them.'
+                '`sparse_updates="dense"`, or "lazy" without `use_ema`, in one of '
+                "them; or, to train on with this one alone, a new optimizer."
             )
         if i in self._untracked.by_rows:
             return
@@ -399,7 +400,7 @@ class ExactRows:
         self._note_by_rows(i)
         ledger.settle_when_read(variable)  # where it was built with its `tf.Variable`
         if self.sparse_updates == "lazy":
-            return tf.gather(native(variable), ids)
+            return ledger.gather(native(variable), ids)
         places, debts = self._untracked.workspaces[i].places, self._debts(i)
         ledger.keep(self.variables, places, debts)
         out, reading = ledger.read(self._tables(i), ids, places, debts)

@@ -205,7 +205,7 @@ def read(
         debts: What the rows owe.
     """
     shape, dtype = tables[0].shape, tables[0].dtype
-    if "loop_body" in tf.get_current_name_scope().split("/"):
+    if _mapped():
         return _read_each(tables, ids, debts), None
     d = rows.distinct(tf.reshape(ids, [-1]), places, sweep(shape[0], debts.t))
     if rows.in_xla():
@@ -228,12 +228,22 @@ def read(
     return tf.ensure_shape(out, [*ids.shape, *shape[1:]]), reading
 
 
+def _mapped() -> bool:
+    """Whether `tf.vectorized_map` traces this."""
+    return "loop_body" in tf.get_current_name_scope().split("/")
+
+
+def gather(table: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
+    """Rows as they stand in the table."""
+    # Under XLA `tf.vectorized_map` cannot map a gather from a variable itself.
+    return tf.gather(table.read_value() if _mapped() and rows.in_xla() else table, ids)
+
+
 def _read_each(tables: list[tf.Variable], ids: tf.Tensor, debts: Debts) -> tf.Tensor:
     """For `tf.vectorized_map`, which has no custom gradients, and where each
     example would have another number of distinct rows."""
-    # Under XLA it cannot map a gather from a variable itself.
-    stored = [x.read_value() if rows.in_xla() else x for x in (*tables, debts.last)]
-    *values, last = (tf.gather(x, tf.reshape(ids, [-1])) for x in stored)
+    flat = tf.reshape(ids, [-1])
+    *values, last = (gather(x, flat) for x in (*tables, debts.last))
     now = debts.theta([tf.stop_gradient(x) for x in values], last)
     out = tf.stop_gradient(tf.cast(now, tables[0].dtype))
     out += values[0] - tf.stop_gradient(values[0])  # 0, and the gradient's way
@@ -326,8 +336,7 @@ class _Settled:
     """
 
     def _bring_to_date(self) -> None:
-        optimizer = owner(self)
-        if optimizer is not None:
+        for optimizer in _owners(self):
             optimizer.forget_reading(self)
             if tf.executing_eagerly():
                 optimizer.settle()
@@ -373,12 +382,12 @@ def _settled_class(mixin: Any, cls: Any) -> Any:
 
 def set_owner(variable: Any, optimizer: Any) -> None:
     """From now on this optimizer knows what the variable's rows owe."""
-    old = owner(variable)
-    if old is not None and old is not optimizer:
-        with tf.init_scope():
-            old.settle()
+    old = [x for x in _owners(variable) if x is not optimizer]
+    with tf.init_scope():
+        for x in old:
+            x.settle()
     known = tf_variable(variable)
-    known._keras_adam_owner = weakref.ref(optimizer)
+    known._keras_adam_owners = [weakref.ref(x) for x in (*old, optimizer)]
     readers = getattr(known, "_keras_adam_readers", [])
     if readers and optimizer.sparse_updates == "exact":
         gc.collect()
@@ -421,9 +430,15 @@ def _goes_on(graph: Any, model: Any) -> bool:
 
 
 def owner(variable: Any) -> Any:
-    """The exact optimizer that owns the variable, or None."""
-    reference = getattr(tf_variable(variable), "_keras_adam_owner", None)
-    return reference and reference()
+    """The exact optimizer that owns the variable, the one built last, or None."""
+    known = getattr(tf_variable(variable), "_keras_adam_owners", [])
+    return known[-1]() if known else None
+
+
+def _owners(variable: Any) -> list[Any]:
+    """All that live and own or owned it: steps of theirs that are compiled go on."""
+    known = getattr(tf_variable(variable), "_keras_adam_owners", [])
+    return [x for x in (reference() for reference in known) if x is not None]
 
 
 def settle_when_read(variable: Any) -> None:

@@ -321,6 +321,40 @@ def test_two_exact_optimizers_of_one_table_are_refused(unswept):
         first.apply([slices([0])], [variable])
 
 
+@JIT
+def test_steps_compiled_for_another_optimizer_lose_nothing(unswept, jit):
+    """They are not refused; what they owe is paid all the same."""
+    first, variable = pair()
+    step = tf.function(lambda g: first.apply([g], [variable]), jit_compile=jit)
+    step(slices([0]))
+    second = keras_adam.Adam(0.1)
+    second.build([variable])
+    for ids in ([1], [1]):
+        step(slices(ids))
+    steps = [[0], [1], [1]]
+    assert np.abs(variable.value.numpy() - dense(steps)).max() > 1e-2
+    close(variable, dense(steps))
+
+
+def test_optimizers_one_after_the_other(unswept):
+    """What the one before owes is paid when the next is built; both live."""
+    x, y = make_data()
+    found = []
+    for mode in ("exact", "dense"):
+        model = make_model(layer=keras_adam.Embedding)
+        before = []
+        for rate in (0.1, 0.01):
+            before.append(keras_adam.Adam(rate, sparse_updates=mode))
+            model.compile(optimizer=before[-1], loss="mse")
+            model.fit(x, y, batch_size=2, shuffle=False, verbose=0)
+            for i in range(3):
+                model.train_on_batch(x[i : i + 2], y[i : i + 2])
+            model.evaluate(x, y, verbose=0)
+        found.append(model.get_weights())
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("how", ["numpy", "array", "get_weights", "save", "settle"])
 def test_whoever_takes_the_values_gets_them_to_date(unswept, tmp_path, how):
     model = make_model()
