@@ -33,7 +33,10 @@ EQUIVALENT = {
     ("adamax.py", "_has_kernel", "self.beta_2", "self.beta_1"): "as right, but slower",
     ("tails.py", "owed", "gap > plan.window", "gap >= plan.window"): "below 1e-8 of m",
     ("tails.py", "advance", "0 * j", "0 / j"): "gives a shape",
-    ("tails.py", "add_log", "high + x", "high - x"): "the rest goes to the other part",
+    **{
+        ("tails.py", "add_log", "high + x", after): "the rest goes to the other part"
+        for after in ("high - x", "high")
+    },
     ("tails.py", "log_s", "0 * t", "0 / t"): "gives a shape; t is at least 1",
     ("tails.py", "advance", "t0 + 1", "t0 + 2"): PRECISION,
     **{

@@ -41,7 +41,9 @@ CASES = {
         0.01, beta_1=keras_adam.schedules.ExponentialBetaDecay(0.9, 0.999)
     ),
     "clip, decay": lambda: Adam(0.01, global_clipnorm=0.05, weight_decay=0.01),
-    "average": lambda: Adam(0.01, use_ema=True, ema_momentum=0.9),
+    "average, decay": lambda: Adam(
+        0.01, use_ema=True, ema_momentum=0.9, weight_decay=0.01
+    ),
     "average, lazy": lambda: Adam(
         0.01, sparse_updates="lazy", use_ema=True, ema_overwrite_frequency=7
     ),
