@@ -281,7 +281,9 @@ ACCUMULATION = [
         for old in ("keras", "lazy")
     ),
 ]
+AVERAGING = ("average_rows", "_average", "average", "settle_average", "_averaged")
 FIRST = {
+    **dict.fromkeys((*AVERAGING, "add_decay"), AVERAGES),
     "accumulation.py": ACCUMULATION,
     **dict.fromkeys(("tails.py", "ledger.py", "exact.py"), EXACT),
     "averaging.py": AVERAGES,
@@ -289,10 +291,10 @@ FIRST = {
 }
 
 
-def tests(file):
-    """Those that find most faults of a file, in the least time, first."""
+def tests(file, function=""):
+    """Those that find most faults of a function, in the least time, first."""
     every = [*PLANS, *DENSE, *LAZY, *EXACT, *AVERAGES, *ROWS, *COMPILED, *ACCUMULATION]
-    first = FIRST.get(file, [])
+    first = FIRST.get(function, FIRST.get(file, []))
     return [*first, *(test for test in every if test not in first)]
 
 
@@ -309,12 +311,12 @@ def call(module, name, args):
         getattr(importlib.import_module(module), name)(*args)
 
 
-def child(file, folder, verbose):
+def child(file, function, folder, verbose):
     sys.path.insert(0, str(folder))
     import keras_adam
 
     assert pathlib.Path(keras_adam.__file__).parent == folder / "keras_adam"
-    for test in tests(file):
+    for test in tests(file, function):
         since = time.monotonic()
         try:
             call(*test)
@@ -327,7 +329,7 @@ def child(file, folder, verbose):
     return 0
 
 
-def run(source, file, folder, verbose=False):
+def run(source, file, function, folder, verbose=False):
     """Whether the tests pass, in a fork; None for no answer within `LIMIT`."""
     target = folder / "keras_adam" / file
     original = (PACKAGE / file).read_text()
@@ -340,7 +342,7 @@ def run(source, file, folder, verbose=False):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, 1)
                 os.dup2(null, 2)
-            status = child(file, folder, verbose)
+            status = child(file, function, folder, verbose)
         finally:
             os._exit(status)
     end = time.monotonic() + LIMIT
@@ -384,14 +386,14 @@ def main():
         folder = pathlib.Path(folder)
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PACKAGE, folder / "keras_adam", ignore=ignore)
-        if not run(None, "adam.py", folder, verbose=True):
+        if not run(None, "adam.py", "", folder, verbose=True):
             sys.exit("The tests fail without a mutant.")
         start = time.monotonic()
         for mutant in todo:
             if args.seconds and time.monotonic() - start > args.seconds:
                 break
             since = time.monotonic()
-            passed = run(mutant.source, mutant.file, folder)
+            passed = run(mutant.source, mutant.file, mutant.function, folder)
             word = {True: "SURVIVED", False: "killed", None: "killed (time)"}[passed]
             print(f"{word} {mutant} ({time.monotonic() - since:.1f} s)", flush=True)
             if passed:
