@@ -119,7 +119,7 @@ def main(_) -> None:
         diagnose(train, len(x))
         return
     experiment.run(
-        "cifar10_cnn",
+        experiment.open_table("cifar10_cnn", "filters"),
         "c64-c64-c128-1000 on CIFAR-10 (figure 3, left)",
         FLAGS.settings,
         train,

@@ -129,16 +129,37 @@ class Curve:
     seed: int
 
 
-class Table:
-    """All curves of an experiment, in a CSV file; those there are not trained again."""
+def open_table(name: str, *sizes: str) -> Table:
+    """That of this name in --output.
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
+    Args:
+        sizes: Flags that say which model it is. Of one that is not as it comes, the
+            table knows the curves of this model only.
+    """
+    changed = [FLAGS[x] for x in sizes if FLAGS[x].value != FLAGS[x].default]
+    model = "".join(f" {x.name}={x.value}" for x in changed)
+    return Table(pathlib.Path(FLAGS.output) / f"{name}.csv", model)
+
+
+class Table:
+    """All curves of an experiment, in a CSV file; those there are not trained again.
+
+    Args:
+        path: Of the file.
+        model: Stands behind each setting there, after a bar.
+    """
+
+    def __init__(self, path: pathlib.Path, model: str = "") -> None:
+        self.path, self.model = path, model and f" |{model}"
         self.curves: dict[Curve, list[dict[str, float]]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             with open(path, newline="") as file:
                 for row in csv.DictReader(file):
+                    setting, bar, other = row["setting"].partition(" |")
+                    if bar + other != self.model:
+                        continue
+                    row["setting"] = setting
                     curve = Curve(
                         *(
                             {"int": int, "float": float}.get(f.type, str)(
@@ -162,8 +183,9 @@ class Table:
                 if new:
                     names = [f.name for f in dataclasses.fields(Curve)]
                     writer.writerow([*names, *rows[0]])
+                setting, *others = dataclasses.astuple(curve)
                 for row in rows:
-                    writer.writerow([*dataclasses.astuple(curve), *row.values()])
+                    writer.writerow([setting + self.model, *others, *row.values()])
             self.curves[curve] = rows
             print(
                 f"{curve.setting:24}{curve.method:12}"
@@ -303,8 +325,7 @@ def draw(
     plt.close(figure)
 
 
-def run(name: str, title: str, settings: Iterable[str], train: Any, **kwargs: Any):
-    """`compare`, with the table and the picture of this name in --output."""
-    folder = pathlib.Path(FLAGS.output)
-    panels = compare(Table(folder / f"{name}.csv"), settings, train, **kwargs)
-    plot(panels, folder / f"{name}.png", title)
+def run(table: Table, title: str, settings: Iterable[str], train: Any, **kwargs: Any):
+    """`compare`, with a picture beside the table."""
+    panels = compare(table, settings, train, **kwargs)
+    plot(panels, table.path.with_suffix(".png"), title)

@@ -73,7 +73,7 @@ def main(_) -> None:
         return experiment.fit(model, optimizer, loss, x, y[:, None], epochs)
 
     experiment.run(
-        "imdb_bow",
+        experiment.open_table("imdb_bow", "vocabulary"),
         "Bags of words of IMDB, with dropout (figure 1, right)",
         FLAGS.inputs,
         train,

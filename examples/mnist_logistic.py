@@ -45,7 +45,7 @@ def main(_) -> None:
         return experiment.fit(make_model(), optimizer, loss, x, y, epochs)
 
     experiment.run(
-        "mnist_logistic",
+        experiment.open_table("mnist_logistic"),
         "Logistic regression (figure 1, left)",
         ["MNIST"],
         train,

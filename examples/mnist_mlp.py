@@ -101,7 +101,7 @@ def main(_) -> None:
     x, y = data.images("mnist", FLAGS.limit)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     folder = pathlib.Path(FLAGS.output)
-    table = experiment.Table(folder / "mnist_mlp.csv")
+    table = experiment.open_table("mnist_mlp", "width")
 
     def make(setting):
         return make_model(0.5 if setting == "dropout" else 0.0, FLAGS.width)

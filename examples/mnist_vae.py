@@ -85,7 +85,7 @@ def main(_) -> None:
     devices.use()
     x, _ = data.images("mnist", FLAGS.limit)
     folder = pathlib.Path(FLAGS.output)
-    table = experiment.Table(folder / "mnist_vae.csv")
+    table = experiment.open_table("mnist_vae", "hidden", "latent")
     # The loss after training, by learning rate.
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for beta_1, beta_2, corrected, log10_rate in itertools.product(

@@ -125,6 +125,26 @@ def test_rate_is_tuned_and_not_retrained(monkeypatch, tmp_path):
     )
 
 
+def test_a_table_has_curves_of_several_models(monkeypatch, tmp_path):
+    """Those of one are not taken for those of another."""
+
+    def table(*args):
+        values = flags.FlagValues()
+        mnist_mlp.define_flags(values)
+        values(["", f"--output={tmp_path}", *args])
+        monkeypatch.setattr(experiment, "FLAGS", values)
+        return experiment.open_table("t", "width")
+
+    curve = experiment.Curve("deterministic", "Adam", 0.1, 1, 16, 40, 0)
+    for loss, *args in ((1.0,), (2.0, "--width=8"), (3.0, "--width=9")):
+        rows = table(*args).get(curve, lambda loss=loss: [{"loss": loss, "seconds": 1}])
+        assert rows[0]["loss"] == loss
+        (found,) = table(*args).curves.items()
+        assert found[0] == curve and found[1][0]["loss"] == loss
+    settings = [row["setting"] for row in read(tmp_path / "t.csv")]
+    assert settings == ["deterministic" + x for x in ("", " | width=8", " | width=9")]
+
+
 @pytest.mark.parametrize("flag", ["--optimizers=Adamm", "--grid=1,-1", "--grid=x"])
 def test_wrong_flags(flag):
     values = flags.FlagValues()
