@@ -88,7 +88,8 @@ class Adam(AdamMigration, Optimizer):
             its momentum; what that makes is added up when the row is next
             touched (see `keras_adam.tails`), or read by `keras_adam.Embedding`,
             or for all rows by `settle`. Needs, on TensorFlow, beta_1 <
-            sqrt(beta_2), or with amsgrad beta_1 < 1.
+            sqrt(beta_2), or with amsgrad beta_1 < 1, and is refused where what
+            a row owes would fade too slowly to be added up.
             `"lazy"`: update m, v and theta of the batch's rows only, with the
             global step's bias correction. Rows not in the batch stand still,
             which is not dense Adam's trajectory.

@@ -74,7 +74,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
         beta_2: Decay rate of u, in [0, 1).
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
             gives: `"exact"`, `"lazy"` or `"dense"`, as in `keras_adam.Adam`.
-            `"exact"` needs beta_1 < beta_2 on TensorFlow.
+            `"exact"` needs beta_1 < beta_2 on TensorFlow, and is refused where what
+            a row owes would fade too slowly to be added up.
         stochastic_rounding, moments_dtype, seed: As in `keras_adam.Adam`. In
             bfloat16 u and the step are off by 2.2%, root mean square.
         **base: Arguments of `keras.optimizers.Optimizer`: see

@@ -1,7 +1,7 @@
 """Every step compiles for TPUs, where its state is, and copies no table.
 
     pip install ".[tpu]"
-    pytest tests/tpu
+    pytest -o addopts= tests/tpu
 
 Of a machine without a TPU this is all that can be asked; `python tests/tpu/report.py`
 writes what comes out as a table.
