@@ -223,10 +223,14 @@ class Results:
         )
         for panel, title in zip(panels[:, 0], titles):
             rows = [row for row in self.rows if row["problem"] == title][::-1]
-            panel.barh([r["contender"] for r in rows], [r["ms"] for r in rows])
+            names, ms = [r["contender"] for r in rows], [r["ms"] for r in rows]
             panel.set_title(title, fontsize=9)
-            if max(r["ms"] for r in rows) > 10 * min(r["ms"] for r in rows):
+            if max(ms) > 10 * min(ms):  # a bar's length would say nothing
+                panel.plot(ms, names, "o")
                 panel.set_xscale("log")
+                panel.grid(axis="x", which="both", alpha=0.3)
+            else:
+                panel.barh(names, ms)
             panel.tick_params(labelsize=7)
         panels[-1, 0].set_xlabel("milliseconds a step")
         figure.savefig(folder / f"{self.name}.png", dpi=100)
