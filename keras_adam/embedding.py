@@ -62,6 +62,20 @@ class Embedding(keras.layers.Embedding):
         rows = owner.read(table, ids) if owner else ledger.gather(native, ids)
         return tf.cast(rows, self.compute_dtype)
 
+    @staticmethod
+    def _build_outside(optimizer: Any, variables: Any) -> None:
+        """Of the function that is traced, and of replicas, which all get here."""
+
+        def build(_: Any = None) -> None:
+            with tf.init_scope():
+                optimizer.build(variables)
+
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            build()
+        else:
+            replica.merge_call(build)
+
     def _build_optimizer(self, table: Any) -> Any:
         """`evaluate` or `predict` before `fit`: the optimizer, built early.
 
@@ -76,8 +90,7 @@ class Embedding(keras.layers.Embedding):
             with keras.StatelessScope(initialize_variables=False) as scope:
                 for_shapes = scope.original_scope is not None
             if not for_shapes and all(layer.built for layer in model._flatten_layers()):
-                with tf.init_scope():
-                    optimizer.build(model.trainable_variables)
+                self._build_outside(optimizer, model.trainable_variables)
         owner = ledger.owner(table)
         if owner is None and not tf.executing_eagerly():
             graph = tf.compat.v1.get_default_graph()

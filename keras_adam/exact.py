@@ -85,6 +85,7 @@ class ExactRows:
             readings={},  # index: the last `ledger.Reading` in the graph being traced
             rounded={},  # index: whether steps know the betas as the kernel does
             decays=[self._decays(v) for v in variables],
+            arguments=self._reckoned_with(),
             settlers={},  # arguments of `_settle`: what it calls, compiled
         )
         self._last = [
@@ -161,6 +162,26 @@ class ExactRows:
             largest = max(float(self.beta_1(tf.constant(k))) for k in steps)
         check_range("beta_1", largest)
         return largest
+
+    def _reckoned_with(self) -> dict[str, Any]:
+        """Those that rows' debts are reckoned with."""
+        names = ["use_ema", "ema_momentum"]
+        if self.sparse_updates == "exact":
+            names += ["beta_1", "beta_2", "epsilon", "epsilon_hat", "bias_correction"]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def _check_unchanged(self) -> None:
+        before = self._untracked.arguments
+        if all(last is None for last in self._last):
+            return
+        for name, now in self._reckoned_with().items():
+            if now != before[name]:
+                raise ValueError(
+                    f"`{name}` cannot be changed after the optimizer was built, for "
+                    f"rows owe by what it was, {before[name]!r}. Received: {name}="
+                    f"{now!r}. Make a new optimizer with it (`from_config`), build it "
+                    'and load the state, or use `sparse_updates="dense"`.'
+                )
 
     def _checked_beta_1(self, beta_1: tf.Tensor, largest: float) -> tf.Tensor:
         """A schedule's beta_1, if it is no more than it was said to be."""

@@ -15,7 +15,7 @@ from keras_adam import ledger, rows
 from keras_adam.accumulation import Accumulation
 from keras_adam.averaging import Averages
 from keras_adam.base import BaseOptimizer, state_dtype
-from keras_adam.checks import check_gradient
+from keras_adam.checks import check_gradient, path
 from keras_adam.exact import ExactRows, native
 from keras_adam.ledger import tf_variable
 from keras_adam.rows import Rows
@@ -237,6 +237,7 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any
     ) -> None:
         indices = [self._get_variable_index(v) for v in trainable_variables]
+        self._check_unchanged()
         for i, g in zip(indices, grads):
             if isinstance(g, Rows) and self._last[i] is not None:
                 self._note_by_rows(i)
@@ -248,8 +249,10 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
                 raise ValueError(
                     "`weight_decay` cannot be switched on or off after the optimizer "
                     f"was built, because rows owe it. Received: weight_decay="
-                    f"{self.weight_decay!r}. Give it to the optimizer when it is made "
-                    '(0.0 is one), or use `sparse_updates="dense"`.'
+                    f"{self.weight_decay!r}, and for {path(variable)} "
+                    f"{'some' if decays else 'none'}. Give it to the optimizer when it "
+                    "is made (0.0 is one), call `exclude_from_weight_decay` before "
+                    '`build`, or use `sparse_updates="dense"`.'
                 )
             state = [native(x) for x in self._state(i)]
             tables = [native(variable), *state]

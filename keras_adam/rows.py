@@ -45,7 +45,9 @@ def components(variable: Any) -> list[tf.Variable]:
 def local(variable: Any) -> tf.Variable:
     """The copy of the replica that runs now; of the first one, outside of any."""
     if isinstance(variable, tf.distribute.DistributedValues):
-        return variable._get()
+        found = variable._get()
+        # In a strategy's scope, outside of replicas, that is a copy of the values.
+        return found if isinstance(found, tf.Variable) else variable._primary
     return variable
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_adam.checks import check_range
+from keras_adam.checks import check_range, is_number
 
 __all__ = ["ExponentialBetaDecay", "InverseSqrtDecay"]
 
@@ -35,10 +35,12 @@ class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, initial_learning_rate: float) -> None:
         super().__init__()
-        if not 0 <= initial_learning_rate < math.inf:
+        if not (
+            is_number(initial_learning_rate) and 0 <= initial_learning_rate < math.inf
+        ):
             raise ValueError(
-                "`initial_learning_rate` must be finite and not negative. Received: "
-                f"initial_learning_rate={initial_learning_rate!r}."
+                "`initial_learning_rate` must be a finite number, and not negative. "
+                f"Received: initial_learning_rate={initial_learning_rate!r}."
             )
         self.initial_learning_rate = initial_learning_rate
 
@@ -77,7 +79,7 @@ class ExponentialBetaDecay(keras.optimizers.schedules.LearningRateSchedule):
     ) -> None:
         super().__init__()
         check_range("initial_beta_1", initial_beta_1)
-        if not 0 < decay_rate <= 1:
+        if not (is_number(decay_rate) and 0 < decay_rate <= 1):
             raise ValueError(
                 "`decay_rate` must be in (0, 1]: beta_1 must not grow. Received: "
                 f"decay_rate={decay_rate!r}."

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_adam
+from keras_adam.diagnostics import StepDiagnostics
 
 ROWS, IDS, BATCH = 60, 5, 16
 # Batches that all replicas have an even share of: of others Keras takes the mean of
@@ -184,6 +186,27 @@ def uneven(strategy: tf.distribute.Strategy, mode: str) -> list[float]:
     return [difference([copies[0]], [one[0].numpy()]), apart]
 
 
+def built_early(strategy: tf.distribute.Strategy) -> list[float]:
+    """As `compare`, where `predict` is first, and `fit` is called in the scope."""
+
+    def train() -> tuple[keras.Model, list[np.ndarray]]:
+        model = make_model(keras_adam.Embedding)
+        model.compile(Adam(0.01, weight_decay=0.01), "mse")
+        x, y = make_data()
+        first = model.predict(x, verbose=0)
+        with tempfile.TemporaryDirectory() as folder:
+            log = StepDiagnostics(20, f"{folder}/steps.csv")
+            options = {"shuffle": False, "verbose": 0, "callbacks": [log]}
+            model.fit(x, y, batch_size=BATCH, **options)
+        last = model.predict(x, verbose=0)
+        assert np.abs(last - first).max() > 0.01
+        return model, [*model.get_weights(), first, last, model(x).numpy()]
+
+    with strategy.scope():
+        model, many = train()
+    return [difference(many, train()[1]), spread(model)]
+
+
 def difference(many: list[np.ndarray], one: list[np.ndarray]) -> float:
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(many, one))
 
@@ -230,6 +253,7 @@ def compare(
             elif not few:
                 add(name, make, 8, layer=keras.layers.Embedding)
     if not few:
+        results["built early"] = built_early(strategy)
         for name, make in CASES.items():
             add(name, make, 2)
     return results

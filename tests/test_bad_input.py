@@ -373,6 +373,42 @@ def test_weight_decay_set_after_build(execution, mode, before, after):
     np.testing.assert_allclose(variable.numpy(), training.thetas[0], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("beta_1", 0.5),
+        ("beta_2", 0.99),
+        ("epsilon", 0.1),
+        ("epsilon_hat", True),
+        ("bias_correction", False),
+        ("use_ema", False),
+        ("ema_momentum", 0.5),
+    ],
+)
+@MODES
+def test_arguments_changed_after_build(mode, name, value):
+    """As Keras's are, from then on; but not those that rows owe by."""
+    variable = table()
+    optimizer = keras_adam.Adam(0.125, sparse_updates=mode, use_ema=True)
+    optimizer.build([variable])
+    optimizer.apply([slices([0])], [variable])
+    setattr(optimizer, name, value)
+    if mode == "exact" or (mode == "lazy" and "ema" in name):
+        with pytest.raises(ValueError, match=rf"`{name}` cannot.*{value}.*\"dense\""):
+            optimizer.apply([slices([1])], [variable])
+    else:
+        optimizer.apply([slices([1])], [variable])
+
+
+def test_an_exclusion_after_build():
+    variable = table()
+    optimizer = keras_adam.Adam(0.125, weight_decay=0.1)
+    optimizer.build([variable])
+    optimizer.exclude_from_weight_decay(var_names=["table"])
+    with pytest.raises(ValueError, match=r"for table none.*exclude_from.*before"):
+        optimizer.apply([slices([1])], [variable])
+
+
 class Clip(keras.constraints.Constraint):
     def __call__(self, x):
         return tf.clip_by_value(x, -0.5, 0.5)

@@ -80,6 +80,8 @@ def test_model_with_both_is_saved_and_loaded(tmp_path):
         (lambda: schedules.ExponentialBetaDecay(1 - 1e-9), "initial_beta_1=0.999"),
         (lambda: schedules.ExponentialBetaDecay(0.9, 1.5), "decay_rate=1.5"),
         (lambda: schedules.ExponentialBetaDecay(0.9, 0), "decay_rate=0"),
+        (lambda: schedules.ExponentialBetaDecay(0.9, None), "decay_rate=None"),
+        (lambda: schedules.InverseSqrtDecay("0.1"), "initial_learning_rate='0.1'"),
     ],
 )
 def test_errors(make, argument):
