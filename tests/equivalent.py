@@ -55,6 +55,11 @@ EQUIVALENT = {
         )
     },
     (
+        *("exact.py", "_kind"),
+        "tables[0]",
+        "tables[1]",
+    ): "float64 tables with narrower moments only, by less than these have lost",
+    (
         *("exact.py", "_owes"),
         "len(variable.shape) > 0",
         "len(variable.shape) >= 0",

@@ -76,8 +76,10 @@ def make_model(layer) -> keras.Model:
     )
 
 
-def by_fit(make, layer, epochs, **options) -> tuple[keras.Model, list[np.ndarray]]:
-    """A model and its weights after `fit`; and what evaluation made of it."""
+def by_fit(
+    make, layer, epochs, evaluated=True, **options
+) -> tuple[keras.Model, list[np.ndarray]]:
+    """A model and its weights after `fit`; and the losses, of evaluation if asked."""
     model = make_model(layer)
     model.compile(make(), "mse", **options)
     x, y = make_data()
@@ -86,10 +88,10 @@ def by_fit(make, layer, epochs, **options) -> tuple[keras.Model, list[np.ndarray
         batch_size=BATCH,
         epochs=epochs,
         shuffle=False,
-        validation_data=(x, y),
+        validation_data=(x, y) if evaluated else None,
         verbose=0,
     ).history
-    losses = np.array(history["val_loss"])
+    losses = np.array(history["val_loss" if evaluated else "loss"])
     assert losses[-1] < losses[0]
     return model, [*model.get_weights(), losses]
 
@@ -255,7 +257,7 @@ def compare(
     if not few:
         results["built early"] = built_early(strategy)
         for name, make in CASES.items():
-            add(name, make, 2)
+            add(name, make, 2, train=functools.partial(train, evaluated=False))
     return results
 
 
