@@ -1,5 +1,6 @@
 """Mutants that are no faults: (file, function, before, after), and why."""
 
+SLOWER = "as right, but slower"
 REFUSED = "a ratio of 1 or above is refused, whatever it is"
 NEVER_UPDATED = "a row that was never updated has m = 0, and owes nothing of anything"
 MORE = "reads more than it uses"
@@ -29,8 +30,8 @@ EQUIVALENT = {
         "beta_1 < self.beta_2",
         "beta_1 <= self.beta_2",
     ): EITHER,
-    ("adamax.py", "_has_kernel", "self.beta_1", "self.beta_2"): "as right, but slower",
-    ("adamax.py", "_has_kernel", "self.beta_2", "self.beta_1"): "as right, but slower",
+    ("adamax.py", "_has_kernel", "self.beta_1", "self.beta_2"): SLOWER,
+    ("adamax.py", "_has_kernel", "self.beta_2", "self.beta_1"): SLOWER,
     ("tails.py", "owed", "gap > plan.window", "gap >= plan.window"): "below 1e-8 of m",
     ("tails.py", "advance", "0 * j", "0 / j"): "gives a shape",
     **{
@@ -73,7 +74,7 @@ EQUIVALENT = {
         *("update.py", "update"),
         "rows.in_xla() or tf.executing_eagerly()",
         "rows.in_xla() and tf.executing_eagerly()",
-    ): "as right, but slower",
+    ): SLOWER,
     (
         *("tails.py", "log_s"),
         "max(self.beta_2, 1e-30)",
@@ -85,6 +86,13 @@ EQUIVALENT = {
         "exact",
     ): "who is in by_rows stays there, and is asked first",
     ("ledger.py", "settle_state", "1:3", "1:4"): "writes amsgrad's as it is",
+    (
+        *("ledger.py", "__init__"),
+        "plan.logs if decays else 2",
+        "plan.logs if decays else 3",
+    ): "not read where nothing decays",
+    ("rows.py", "listed", "tf.minimum", "tf.maximum"): SLOWER,
+    ("accumulation.py", "_accumulate", "not rows.in_xla()", "rows.in_xla()"): SLOWER,
     (
         *("tails.py", "advance"),
         "plan.log_s(t0 + 1, 1.0)",

@@ -34,6 +34,7 @@ TESTS = pathlib.Path(__file__).parent
 PACKAGE = TESTS.parent / "keras_adam"
 # Arguments that stand for what a child makes.
 UNSWEPT, MONKEYPATCH, ADAM = "unswept", "monkeypatch", "keras_adam.Adam"
+AS_ROWS = "as_rows"
 LIMIT = 300  # seconds for a mutant, such as one whose loop does not end
 
 # What computes weights, state and averages; not what checks arguments, chooses
@@ -270,7 +271,17 @@ ACCUMULATION = [
     (
         "test_optimizer",
         "test_no_gradient_at_the_last_micro_step_leaves_nothing_behind",
-        (),
+        (AS_ROWS,),
+    ),
+    (
+        "test_optimizer",
+        "test_sums_of_another_mode_are_the_rows_that_lazy_mode_updates",
+        ("dense",),
+    ),
+    (
+        "test_trajectory",
+        "test_options_of_other_ranks",
+        ("exact", "xla", "rank_3", "accumulation_clip_decay"),
     ),
     *(
         (
@@ -307,6 +318,8 @@ def call(module, name, args):
             none = tf.zeros([0], tf.int32)
             monkeypatch.setattr(ledger, "sweep", lambda rows, t: none)
         stand = {MONKEYPATCH: monkeypatch, ADAM: sys.modules["keras_adam"].Adam}
+        if AS_ROWS in args:
+            stand[AS_ROWS] = importlib.import_module(module).as_rows
         args = [stand.get(x, x) if isinstance(x, str) else x for x in args]
         getattr(importlib.import_module(module), name)(*args)
 

@@ -175,6 +175,42 @@ def test_a_state_loads_into_another_mode(tmp_path, old, new, jit):
     assert int(copy.optimizer.iterations) == 6
 
 
+@pytest.mark.parametrize("old", ["keras", "dense", "exact"])
+def test_sums_of_another_mode_are_the_rows_that_lazy_mode_updates(old):
+    """A row that has momentum, but nothing accumulated, stands still."""
+
+    def make(mode):
+        cls = keras.optimizers.Adam if mode == "keras" else keras_adam.Adam
+        own = {} if mode == "keras" else {"sparse_updates": mode}
+        variable = keras.Variable(np.ones((6, 2), np.float32))
+        optimizer = cls(0.1, epsilon=1e-8, gradient_accumulation_steps=2, **own)
+        optimizer.build([variable])
+        return optimizer, variable
+
+    def step(optimizer, variable, id):
+        slices = tf.IndexedSlices(
+            tf.ones((1, 2)), tf.constant([id]), tf.constant([6, 2])
+        )
+        optimizer.apply([slices], [variable])
+
+    first, whole, second = make(old), make("dense"), make("lazy")
+    for id in (5, 0, 1):
+        step(*first, id)
+        step(*whole, id)
+    store = {}
+    first[0].save_own_variables(store)
+    second[1].assign(first[1].numpy())
+    second[0].load_own_variables(store)
+    still = second[1].numpy()[2:]
+    assert still[-1, 0] < 0.95
+    step(*second, 0)
+    step(*whole, 0)
+    found = second[1].numpy()
+    np.testing.assert_allclose(found[:2], whole[1].numpy()[:2], rtol=1e-5)
+    assert found[1, 0] < 0.95
+    np.testing.assert_array_equal(found[2:], still)
+
+
 @pytest.mark.parametrize("new", cases.MODES)
 @pytest.mark.parametrize("old", ["keras", *cases.MODES])
 @pytest.mark.parametrize(
@@ -448,17 +484,24 @@ def test_overwrite_with_gradient():
     np.testing.assert_allclose(table.numpy()[1], 0.9, rtol=1e-6)
 
 
-def test_no_gradient_at_the_last_micro_step_leaves_nothing_behind():
+def as_rows(g):
+    return (
+        g if g is None else tf.IndexedSlices(g, tf.constant([0, 1]), tf.constant([2]))
+    )
+
+
+@pytest.mark.parametrize("give", [lambda g: g, as_rows], ids=["dense", "rows"])
+def test_no_gradient_at_the_last_micro_step_leaves_nothing_behind(give):
     """As in Keras, whose accumulators all start anew then."""
     a, b = (keras.Variable(np.ones(2, np.float32)) for _ in range(2))
     optimizer = keras_adam.Adam(0.1, beta_1=0.0, gradient_accumulation_steps=2)
     optimizer.build([a, b])
     one = tf.ones(2)
-    optimizer.apply([one, one], [a, b])
+    optimizer.apply([one, give(one)], [a, b])
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         optimizer.apply([one, None], [a, b])
-    optimizer.apply([one, -one], [a, b])
-    optimizer.apply([one, 0 * one], [a, b])
+    optimizer.apply([one, give(-one)], [a, b])
+    optimizer.apply([one, give(0 * one)], [a, b])
     # The mean of -1 and 0 at step 2, v's first.
     v_hat = 0.001 * 0.5**2 / (1 - 0.999**2)
     np.testing.assert_allclose(b.numpy(), 1 + 0.1 * 0.5 / np.sqrt(v_hat), rtol=1e-4)
