@@ -273,10 +273,13 @@ ACCUMULATION = [
         "test_no_gradient_at_the_last_micro_step_leaves_nothing_behind",
         (AS_ROWS,),
     ),
-    (
-        "test_optimizer",
-        "test_sums_of_another_mode_are_the_rows_that_lazy_mode_updates",
-        ("dense",),
+    *(
+        (
+            "test_optimizer",
+            "test_sums_of_another_mode_are_the_rows_that_lazy_mode_updates",
+            ("dense", width),
+        )
+        for width in ((2,), ())
     ),
     (
         "test_trajectory",
