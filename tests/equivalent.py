@@ -93,6 +93,8 @@ EQUIVALENT = {
     ): "not read where nothing decays",
     ("rows.py", "listed", "tf.minimum", "tf.maximum"): SLOWER,
     ("accumulation.py", "_accumulate", "not rows.in_xla()", "rows.in_xla()"): SLOWER,
+    ("accumulation.py", "_accumulate", "not most", "most"): SLOWER,
+    ("accumulation.py", "step", "i + 1", "i + 2"): "all marks start anew then",
     (
         *("tails.py", "advance"),
         "plan.log_s(t0 + 1, 1.0)",

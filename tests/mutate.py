@@ -160,7 +160,7 @@ AVERAGES = [
     ),
     (
         *("test_averaging", "test_weights_that_decay_faster_than_the_average_forgets"),
-        (UNSWEPT, False),
+        (UNSWEPT, 10.0, False),
     ),
 ]
 EXACT = [
