@@ -175,10 +175,18 @@ def stream(program, case):
     beta_2, steps = program.rule["beta_2"], case.steps
     if beta_2:
         steps = min(steps, int(-14 / math.log10(beta_2)))
+    accumulate = program.base.get("gradient_accumulation_steps", 1)
     for step in range(steps):
         ids = ids_of(step).astype(np.int32)
         values = normal((len(ids), *program.shape[1:]))
-        gradients.append([(values, ids), normal((5,))])
+        vector = normal((5,))
+        if beta_2 < 0.1:
+            # m is divided by one step's sum: that must not lose digits by cancelling.
+            if step % accumulate == 0:
+                signs = [rng.choice([-1, 1], s) for s in (program.shape, (5,))]
+            of_table, of_vector = (x.astype(as_dtype) for x in signs)
+            values, vector = np.abs(values) * of_table[ids], np.abs(vector) * of_vector
+        gradients.append([(values, ids), vector])
     return thetas, gradients
 
 
