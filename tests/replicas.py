@@ -252,7 +252,7 @@ def compare(
             add(name, make, 8)
             if not few and dtype == "float32":
                 add(name, make, 8, train=by_loop, jit=True)
-            elif not few and name == "exact":  # in lazy mode both layers read alike
+            elif not few:
                 add(name, make, 8, layer=keras.layers.Embedding)
     if not few:
         results["built early"] = built_early(strategy)
