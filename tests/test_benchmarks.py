@@ -20,11 +20,7 @@ DENSE = {"shapes": [[6], [2, 3]]}
 FIT = {"rows": 50, "width": 4, "batch": 2, "length": 3, "steps": 8}
 FIT_NAMES = [fit.TORCH, f"{fit.KERAS}, default", f"{fit.OURS[0]}, XLA"]
 ALL = [
-    *(
-        ("rows", name, ROWS)
-        for name in dict.fromkeys([*rows.MAIN, *rows.OTHERS])
-        if not name.startswith("TF Addons")
-    ),
+    *(("rows", name, ROWS) for name in rows.ALL if not name.startswith("TF Addons")),
     ("rows", "exact Adam, XLA", {**ROWS, "tables": 3, "uniform": True}),
     ("rows", "torch SparseAdam", {**ROWS, "tables": 3, "in_use": 10}),
     *(("dense", name, DENSE) for name in [*dense.NAMES, *dense.ADAMAX]),

@@ -39,7 +39,7 @@ def main(_) -> None:
     n = round(1_000_000 * FLAGS.scale)
     problem = {"rows": n, "width": 64, "ids": round(8192 * FLAGS.scale)}
     table = []
-    for name in harness.wanted(list(dict.fromkeys([*rows.MAIN, *rows.OTHERS]))):
+    for name in harness.wanted(rows.ALL):
         worker = harness.Worker("rows", name, problem)
         worker.close()
         bare = name.split(",")[0]

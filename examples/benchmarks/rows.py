@@ -27,6 +27,7 @@ MAIN += ["keras Adam, graph", "keras Adam, XLA"]
 OTHERS = ["torch SparseAdam", "exact Adam, XLA", "lazy AdaMax, graph"]
 OTHERS += ["lazy AdaMax, XLA", "keras Adamax, XLA", "tf_keras legacy Adam, graph"]
 OTHERS += ["torch Adam fused", "optax adam"]
+ALL = list(dict.fromkeys([*MAIN, *OTHERS]))
 
 
 def must_move(problem: dict) -> float:
