@@ -9,6 +9,9 @@ import pytest
 # Or each of several processes takes a GPU's whole memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
+# PyTorch's builds for CUDA bring it, and its LLVM crashes beside TensorFlow's.
+sys.modules["triton"] = None
+
 # Of `test_properties.py`: the same programs each time, or many others. Programs take
 # seconds to compile, so time is no sign of a fault.
 hypothesis.settings.register_profile(
