@@ -98,7 +98,8 @@ class Adam(AdamMigration, Optimizer):
         epsilon_hat: If True, `epsilon` is the paper's epsilon hat (the formula
             before section 2.1), added to sqrt(v) and not to sqrt(v_hat).
             `epsilon=1e-7, epsilon_hat=True` is what `keras.optimizers.Adam`
-            computes for dense gradients of float32 and float64 variables.
+            computes for dense gradients of float32 and float64 variables (of these
+            with betas rounded to float32).
         bias_correction: If False, m_hat = m and v_hat = v (figure 4).
         amsgrad: If True, the largest v so far takes the place of v (Reddi et
             al., "On the Convergence of Adam and Beyond").

@@ -130,6 +130,10 @@ class BaseOptimizer(keras.optimizers.Optimizer):
 
     # What a subclass gives.
 
+    def _check_exact(self, variables: Any = ()) -> None:
+        """Raises where exact mode does not hold, before anything is made."""
+        raise NotImplementedError
+
     def _build_state(self, variables: list[Any]) -> None:
         """Creates the state variables."""
         raise NotImplementedError
@@ -150,6 +154,7 @@ class BaseOptimizer(keras.optimizers.Optimizer):
             return
         checks.check_variables(variables)
         checks.check_distinct(variables, [*map(self._var_key, variables)])
+        self._check_exact(variables)
         super().build(variables)
         self._dtype_of_added = self.moments_dtype
         self._build_state(variables)

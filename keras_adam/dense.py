@@ -37,7 +37,7 @@ class DenseOptimizer(BaseOptimizer):
                 "`compile=False` and compile it anew), or the TensorFlow backend."
             )
 
-    def _check_exact(self) -> None:
+    def _check_exact(self, variables: Any = ()) -> None:
         """Exact mode holds for all betas where every step is a dense one."""
 
     def _overwrite_variables_directly_with_gradients(

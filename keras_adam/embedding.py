@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -23,8 +26,15 @@ class Embedding(keras.layers.Embedding):
     TensorFlow code that reads `layer.embeddings` itself reads what stands in the
     table, unless the table's gradient is dense, as with tied weights: then no row
     owes. Outside a step, call `optimizer.settle()` before. (`numpy()`, `get_weights`
-    and saving do.) A step that writes to the table itself, not by the optimizer, is
-    not served.
+    and saving do.) A function that assigns to the table, as
+    `keras.layers.SpectralNormalization` does, is not served: what rows owe comes on
+    top. A lazy optimizer that trains the table beside an exact one takes row 0 and one
+    row in 65,535, with which the exact one fills up its batches, for the batch's.
+
+    The optimizer must be built before a function that reads rows is traced, or that
+    goes on reading what stands in the table, and a warning says so. `fit`, `evaluate`
+    and `predict` see to it where the optimizer is the model's own; with several, and in
+    loops written by hand, call `optimizer.build(model.trainable_variables)` first.
 
     Args:
         *args, **kwargs: Those of `keras.layers.Embedding`. So are the shapes: ids
@@ -42,16 +52,28 @@ class Embedding(keras.layers.Embedding):
     def build(self, input_shape: Any = None) -> None:
         super().build(input_shape)
         if isinstance(getattr(self, "_embeddings", None), keras.Variable):
-            # `call` casts what it gathers: to cast the variable would copy the table.
-            self._embeddings._autocast = False
             self._embeddings._keras_adam_by_rows = True
 
-    def call(self, inputs: Any) -> Any:
+    @contextlib.contextmanager
+    def _uncast(self) -> Iterator[Any]:
+        """The table as it is: under autocast, it is copied before rows are gathered."""
         table = getattr(self, "_embeddings", None)
-        native = table.value if isinstance(table, keras.Variable) else table
-        special = self.lora_enabled or self.quantization_mode is not None or tf is None
-        if special or not isinstance(native, tf.Variable):
-            return super().call(inputs)
+        if not isinstance(table, keras.Variable):
+            yield table
+            return
+        autocast, table._autocast = table._autocast, False
+        try:
+            yield table
+        finally:
+            table._autocast = autocast
+
+    def call(self, inputs: Any) -> Any:
+        with self._uncast() as table:
+            special = self.lora_enabled or self.quantization_mode is not None
+            # In Keras's stateless calls the values are others than the variable's.
+            if special or tf is None or table.value is not ledger.tf_variable(table):
+                return super().call(inputs)
+            native = table.value
         if isinstance(inputs, tf.RaggedTensor):
             return tf.ragged.map_flat_values(self.call, inputs)
         if isinstance(inputs, tf.SparseTensor):
@@ -64,11 +86,17 @@ class Embedding(keras.layers.Embedding):
 
     @staticmethod
     def _build_outside(optimizer: Any, variables: Any) -> None:
-        """Of the function that is traced, and of replicas, which all get here."""
+        """Of the function that is traced, of Keras's scopes of names and of autocast,
+        which are a thread's own, and of replicas, which all get here."""
+        strategy = tf.distribute.get_strategy()
+
+        def in_scope() -> None:
+            with strategy.scope():
+                optimizer.build(variables)
 
         def build(_: Any = None) -> None:
-            with tf.init_scope():
-                optimizer.build(variables)
+            with concurrent.futures.ThreadPoolExecutor(1) as threads:
+                threads.submit(in_scope).result()
 
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:

@@ -7,7 +7,7 @@ import functools
 import math
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -65,6 +65,9 @@ class ExactRows:
     add_variable: Callable[..., Any]
     _untracked: types.SimpleNamespace
     _trainable_variables: list[Any]
+    _iterations: Any
+    _trainable_variables_indices: dict[Any, int]
+    _var_key: Callable[[Any], Any]
     _get_variable_index: Callable[[Any], int]
     _make_plan: Callable[[float], Plan]
     _state: Callable[[int], list[Any]]
@@ -82,7 +85,7 @@ class ExactRows:
         vars(self._untracked).update(
             by_rows=set(),  # indices of the variables that are updated row by row
             not_by_rows=set(),  # of those that some compiled step updates whole
-            readings={},  # index: the last `ledger.Reading` in the graph being traced
+            readings={},  # index: the last in the graph being traced, `_writers` then
             rounded={},  # index: whether steps know the betas as the kernel does
             decays=[self._decays(v) for v in variables],
             arguments=self._reckoned_with(),
@@ -97,6 +100,8 @@ class ExactRows:
             for v in variables
         ]
         owned = {i: v for i, v in enumerate(variables) if self._last[i] is not None}
+        if owned:
+            ledger.settle_when_set(self._iterations, self)
         histories: dict[Any, ledger.History] = {}
         if owned and self.sparse_updates == "exact":
             plan = self._make_plan(self._largest_beta_1())
@@ -109,14 +114,17 @@ class ExactRows:
         for i, v in owned.items():
             if self.use_ema:
                 ledger.settle_when_taken(self._average_of(v), self)
+            for x in (*self._state(i), self._last[i]):
+                ledger.settle_with(x, self)
             ledger.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
                 self._note_by_rows(i)
 
-    def _check_exact(self) -> None:
-        """Raises where exact mode does not hold; with a schedule, `build` does."""
-        if self.sparse_updates == "exact" and not callable(self.beta_1):
-            self._make_plan(self.beta_1)
+    def _check_exact(self, variables: Sequence[Any] = ()) -> None:
+        """Raises where exact mode does not hold; a schedule, for these variables."""
+        exact = self.sparse_updates == "exact"
+        if exact and (not callable(self.beta_1) or any(map(self._owes, variables))):
+            self._make_plan(self._largest_beta_1())
 
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
@@ -271,7 +279,7 @@ class ExactRows:
 
     def _reading_of(self, i: int, g: tf.IndexedSlices) -> ledger.Reading | None:
         """The forward pass's reading of the rows g is the gradient of, in its order."""
-        reading = self._untracked.readings.get(i)
+        reading, writers = self._untracked.readings.get(i, (None, None))
         # Eager tensors have neither. And what another graph does with a gradient it may
         # do several times, as loops do, of which the first writes what was read.
         graph = getattr(g.values, "graph", None)
@@ -281,11 +289,20 @@ class ExactRows:
         if graph is not tf.compat.v1.get_default_graph():
             return None
         same = op.type == "Reshape" and op.inputs[0] is reading.lengthened
-        return reading if same else None
+        return reading if same and self._writers(i) == writers else None
+
+    def _writers(self, i: int) -> set[str]:
+        """Operations of the graph being traced that may write to the i-th variable."""
+        handle = native(self._trainable_variables[i]).handle
+        graph = tf.compat.v1.get_default_graph()
+        if hasattr(graph, "capture"):
+            handle = graph.capture(handle)
+        reads = "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"
+        return {op.name for op in handle.consumers() if op.type not in reads}
 
     def _settled_rows(self, i: int, g: Any) -> dict[str, Any]:
         """`values` and `average` for `update`, of the rows a gradient is for."""
-        reading = self._untracked.readings.pop(i, None)
+        reading, _ = self._untracked.readings.pop(i, (None, None))
         if i not in self._untracked.by_rows:
             return {}
         if not isinstance(g, Rows):
@@ -380,10 +397,14 @@ class ExactRows:
         With `sparse_updates="exact"` a row that no batch has touched for a while
         stands as it was, and what dense Adam would have done to it since is owed. With
         `use_ema` its average owes likewise, in lazy mode too. This pays both. It is
-        called at the end of `fit`, and by `numpy()`, `get_weights`, saving and
-        assignment of a table, and by who takes an average. Call it before other code
-        reads or changes a table outside a step, such as `tf.train.Checkpoint`,
-        `model.export`, or `tf.norm(layer.embeddings)` in a callback.
+        called at the end of `fit`, of the model's optimizer; by `numpy()`,
+        `get_weights`, saving and assignment of a table or its state, where these are
+        `keras.Variable`s; by who takes an average; and when `iterations` is set. Call
+        it before other code reads or changes a table outside a step, such as
+        `tf.train.Checkpoint`, `model.export`, TensorBoard's histograms, or
+        `tf.norm(layer.embeddings)` in a callback. (Where Keras has put a
+        `LossScaleOptimizer` around, as under `mixed_float16`, this one is its
+        `inner_optimizer`.)
         """
         if self.built:
             self._on_each_replica(self._settle_all)
@@ -400,9 +421,36 @@ class ExactRows:
         for history in getattr(self, "_histories", []):
             history.log_decay.assign(tf.zeros_like(history.log_decay))
 
+    def set_count(self, assign: Callable[[], Any]) -> Any:
+        """Sets the count of steps: no row owes the steps that are left out, or again.
+
+        Args:
+            assign: What sets it.
+        """
+        if not tf.executing_eagerly():
+            if self._untracked.by_rows:
+                raise ValueError(
+                    "`iterations` is set in a function, where rows cannot be "
+                    "brought to date before. Received: an assignment to it, in one "
+                    f"with sparse_updates={self.sparse_updates!r}, "
+                    f"use_ema={self.use_ema}. Set it outside of functions."
+                )
+            return assign()
+        self.settle()
+        result = assign()
+        self._on_each_replica(self._mark_all)
+        return result
+
+    def _mark_all(self) -> None:
+        for last in self._last:
+            if last is not None:
+                last = native(last)
+                last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
+
     def forget_reading(self, variable: Any) -> None:
         """What a forward pass read of it may not be what an update finds."""
-        self._untracked.readings.pop(self._get_variable_index(variable), None)
+        i = self._trainable_variables_indices.get(self._var_key(variable))
+        self._untracked.readings.pop(i, None)
 
     def __del__(self) -> None:
         # The tables live on: pay, before what is owed is forgotten.
@@ -427,5 +475,5 @@ class ExactRows:
         out, reading = ledger.read(self._tables(i), ids, places, debts)
         # Several replicas have read other rows each.
         if reading and not self._replicas and not tf.executing_eagerly():
-            self._untracked.readings[i] = reading
+            self._untracked.readings[i] = reading, self._writers(i)
         return out

@@ -330,9 +330,10 @@ def tf_variable(variable: Any) -> Any:
 class _Settled:
     """A `keras.Variable` whose rows are brought to date by NumPy and assignment.
 
-    That is `numpy()`, `np.array(variable)`, and so `get_weights` and saving; and
-    `assign`, `assign_add`, `assign_sub`, so that what was owed up to then is not owed
-    by the new values. TensorFlow's own reads of it see what stands in the table.
+    A table or its state. That is `numpy()`, `np.array(variable)`, and so `get_weights`
+    and saving; and `assign`, `assign_add`, `assign_sub`, so that what was owed up to
+    then is not owed by the new values. TensorFlow's own reads of it, and assignments in
+    a function, see what stands in the table.
     """
 
     def _bring_to_date(self) -> None:
@@ -360,6 +361,25 @@ class _Settled:
     def assign_sub(self, value: Any) -> Any:
         self._bring_to_date()
         return super().assign_sub(value)  # type: ignore[misc]
+
+
+class _Count:
+    """An optimizer's count of steps. What rows owe is paid before it is set by hand."""
+
+    _keras_adam_owner: weakref.ref[Any]
+
+    def assign(self, value: Any) -> Any:
+        owner = self._keras_adam_owner()
+        if owner is None:
+            return super().assign(value)  # type: ignore[misc]
+        assign = super().assign  # type: ignore[misc]
+        return owner.set_count(lambda: assign(value))
+
+    def assign_add(self, value: Any) -> Any:
+        new = self + value
+        if isinstance(value, int) and value == 1:  # a step's own, by Keras
+            return super().assign(new)  # type: ignore[misc]
+        return self.assign(new)
 
 
 class _SettledAverage:
@@ -446,6 +466,18 @@ def settle_when_read(variable: Any) -> None:
     if isinstance(variable, keras.Variable) and not isinstance(variable, _Settled):
         cls = _settled_class(_Settled, type(variable))  # type: ignore[arg-type]
         variable.__class__ = cls
+
+
+def settle_with(state: Any, optimizer: Any) -> None:
+    """Has the optimizer called when values of its own state are taken."""
+    tf_variable(state)._keras_adam_owners = [weakref.ref(optimizer)]
+    settle_when_read(state)
+
+
+def settle_when_set(count: Any, optimizer: Any) -> None:
+    """Has the optimizer called when its count of steps is set."""
+    count._keras_adam_owner = weakref.ref(optimizer)
+    count.__class__ = _settled_class(_Count, type(count))  # type: ignore[arg-type]
 
 
 def settle_when_taken(average: Any, optimizer: Any) -> None:

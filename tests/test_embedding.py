@@ -167,6 +167,97 @@ def test_shared_tables(tied, jit):
 
 
 @JIT
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_tied_table_is_cast_as_keras_casts_it(policy, jit):
+    """In a model's `call`, its matrix has the dtype of what it is multiplied with."""
+    found = {}
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        for layer in (keras_adam.Embedding, keras.layers.Embedding):
+
+            class Tied(keras.Model):
+                def __init__(self):
+                    super().__init__()
+                    self.embed = layer(20, 8)  # noqa: B023
+
+                def call(self, ids):
+                    state = tf.reduce_mean(self.embed(ids), axis=1)
+                    table = self.embed.embeddings
+                    return tf.matmul(state, table, transpose_b=True)
+
+            keras.utils.set_random_seed(0)
+            model, (x, _) = Tied(), make_data()
+            model.compile(optimizer=adam("dense"), loss="mse", jit_compile=jit)
+            y = np.eye(20)[x[:, 0]]
+            history = model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0)
+            found[layer] = history.history["loss"], model(x).dtype
+    finally:
+        keras.config.set_dtype_policy(before)
+    ours, theirs = found.values()
+    assert ours[1] == theirs[1] == policy.split("_")[1]
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-3)
+
+
+@JIT
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("other", ["sgd", "dense", "lazy"])
+def test_another_optimizer_of_the_same_table(other, order, jit):
+    """In the same step, before the one or after it."""
+    layer = keras_adam.Embedding(6, 2, "ones")
+    layer.build()
+    table = layer.embeddings
+    exact = keras_adam.Adam(0.1)
+    second = {
+        "sgd": lambda: keras.optimizers.SGD(0.3),
+        "dense": lambda: keras_adam.Adam(0.02, sparse_updates="dense"),
+        "lazy": lambda: keras_adam.Adam(0.02, sparse_updates="lazy"),
+    }[other]()
+    for optimizer in (second, exact):
+        optimizer.build([table])
+
+    @tf.function(jit_compile=jit)
+    def step(ids):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        g = tape.gradient(loss, table.value)
+        for x in (second, exact) if order == "before" else (exact, second):
+            x.apply([g], [table])
+
+    def training(rate, lazy):
+        return reference.Training(
+            reference.Adam(),
+            [np.ones((6, 2))],
+            [np.float64],
+            lazy=lazy,
+            learning_rate=rate,
+        )
+
+    first, then, moved = training(0.1, False), training(0.02, other == "lazy"), 0.0
+    # A step does not depend on the weights, so both come on top of one another. Row 0
+    # is in each batch, and row t at step t, or has no moments: the exact optimizer adds
+    # them to its batches, and a lazy one takes them for the batch's.
+    for ids in ([1, 2, 2, 0], [0, 1, 1, 0], [5, 5, 0, 2], [4, 0, 4, 4]):
+        step(tf.constant(ids))
+        g = np.ones((len(ids), 2)), np.array(ids)
+        first.apply([g])
+        then.apply([g])
+        moved += 0.3 * np.bincount(ids, minlength=6)[:, None]
+    by_other = moved if other == "sgd" else 1 - then.thetas[0]
+    truth = first.thetas[0] - by_other
+    np.testing.assert_allclose(table.numpy(), truth, rtol=0, atol=3e-6)
+
+
+def test_a_stateless_call_reads_the_values_it_is_given():
+    model, other = compiled(adam()), compiled(adam())
+    fit(model)
+    x, _ = make_data()
+    values = [v.value for v in other.trainable_variables]
+    y, _ = model.stateless_call(values, [], x)
+    np.testing.assert_allclose(y, other(x), rtol=1e-6)
+
+
+@JIT
 @pytest.mark.parametrize(
     "kwargs",
     [

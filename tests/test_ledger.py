@@ -551,6 +551,69 @@ def test_a_count_of_steps_set_back_by_hand(unswept):
         assert np.abs(after.numpy()).max() <= max(1.0, np.abs(before).max())
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("how", ["assign", "assign_add"])
+@pytest.mark.parametrize("to", [0, 2, 300, 70_000])
+def test_a_count_of_steps_set_by_hand(unswept, to, how, execution):
+    """Rows owe what they did, and neither the steps left out nor those done again."""
+    optimizer, variable = pair(weight_decay=0.1)
+    training = reference.Training(
+        reference.Adam(),
+        [np.ones((6, 2))],
+        [np.float64],
+        lazy=False,
+        learning_rate=0.1,
+        weight_decay=0.1,
+    )
+    run = EXECUTIONS[execution](lambda g: optimizer.apply([g], [variable]))
+    steps = ([0, 1], [2, 2, 3], [0], [3], [3], [1])
+    for n, ids in enumerate(2 * steps):
+        if n == len(steps):
+            by = to - n if how == "assign_add" else to
+            getattr(optimizer.iterations, how)(by)
+            training.calls = to
+        run(slices(ids))
+        training.apply([(np.ones((len(ids), 2)), np.array(ids))])
+    assert int(optimizer.iterations) == to + len(steps)
+    # The kernel's 1 - beta_2 has 5 digits, and late corrections are 1.
+    atol = 2e-6 if to < 1000 else 3e-5
+    np.testing.assert_allclose(variable.numpy(), training.thetas[0], rtol=0, atol=atol)
+    for x, name in zip(optimizer._state(0), "mv"):
+        np.testing.assert_allclose(x.numpy(), training.states[0][name], atol=1e-6)
+
+
+def test_a_count_of_steps_is_not_set_in_a_function():
+    optimizer, variable = pair()
+    set_count = tf.function(lambda: optimizer.iterations.assign(7))
+    set_count()  # no row can owe yet
+    assert int(optimizer.iterations) == 7
+    optimizer.apply([slices([0])], [variable])
+    with pytest.raises(ValueError, match="`iterations` is set in a function"):
+        tf.function(lambda: optimizer.iterations.assign(0))()
+
+
+@pytest.mark.parametrize("given", [1, -1])
+@pytest.mark.parametrize("taken", [1, -1])
+def test_a_copy_of_all_values_is_one_of_one_moment(unswept, taken, given):
+    """In whatever order they are taken, and given back."""
+    optimizer, variable = pair(weight_decay=0.1)
+    steps = [[0, 1], [2, 2, 3], [0], [3], [3]]
+
+    def go_on():
+        for ids in steps:
+            optimizer.apply([slices(ids)], [variable])
+
+    go_on()
+    both = [variable, *optimizer.variables]
+    copies = [(x, x.numpy()) for x in both[::taken]][::taken]
+    close(variable, dense(steps, weight_decay=0.1))
+    go_on()
+    for x, value in copies[::given]:
+        x.assign(value)
+    go_on()
+    close(variable, dense(2 * steps, weight_decay=0.1))
+
+
 def test_a_state_of_dense_steps_loads_into_a_table_of_sparse_ones():
     """No row owes then, though no row's step of update was noted."""
     old, variable = pair()

@@ -552,6 +552,24 @@ def test_fit_goes_on(mode, jit, saved):
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_a_layer_that_builds_rounds_nothing(dtype):
+    """Under autocast, in which `predict` before `fit` has our layer build."""
+    source = trained(keras.optimizers.Adam(0.01), dtype)
+    model = make_model(dtype, keras_adam.Embedding)
+    model.set_weights(source.get_weights())
+    model.compile(optimizer=keras_adam.Adam.from_keras(source.optimizer), loss="mse")
+    model.predict(cases.make_data()[0], verbose=0)
+    old, new = (
+        getattr(m.optimizer, "inner_optimizer", m.optimizer) for m in (source, model)
+    )
+    assert new.built
+    for name in ("_momentums", "_velocities"):
+        for a, b in zip(getattr(old, name), getattr(new, name), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.any(a != tf.cast(tf.cast(a, dtype.split("_")[1]), a.dtype))
+
+
 @pytest.mark.parametrize("as_string", [False, True])
 def test_file(as_string, saved):
     path, expected = saved
