@@ -27,7 +27,7 @@ import tensorflow as tf
 from keras_adam import rows
 from keras_adam.base import constrained, require_tensorflow, share
 from keras_adam.exact import native
-from keras_adam.ledger import tf_variable
+from keras_adam.owners import tf_variable
 from keras_adam.rows import Rows
 
 require_tensorflow(__name__)

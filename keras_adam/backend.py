@@ -12,7 +12,7 @@ import keras
 if TYPE_CHECKING or keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    from keras_adam import ledger, tails
+    from keras_adam import ledger, owners, tails
     from keras_adam.optimizer import RowOptimizer as Optimizer
 
     bitcast: Any = tf.bitcast
@@ -21,7 +21,7 @@ elif keras.backend.backend() == "jax":
 
     from keras_adam.dense import DenseOptimizer as Optimizer
 
-    tf = ledger = tails = None
+    tf = ledger = owners = tails = None
 else:
     raise ImportError(
         "keras_adam works with Keras on TensorFlow, and with dense gradients on JAX. "
@@ -29,4 +29,4 @@ else:
         'variable KERAS_BACKEND to "tensorflow" or "jax" before Keras is imported.'
     )
 
-__all__ = ["Optimizer", "bitcast", "ledger", "tails", "tf"]
+__all__ = ["Optimizer", "bitcast", "ledger", "owners", "tails", "tf"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_adam.backend import Optimizer, ledger, tf
+from keras_adam.backend import Optimizer, ledger, owners, tf
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -71,7 +71,7 @@ class Embedding(keras.layers.Embedding):
         with self._uncast() as table:
             special = self.lora_enabled or self.quantization_mode is not None
             # In Keras's stateless calls the values are others than the variable's.
-            if special or tf is None or table.value is not ledger.tf_variable(table):
+            if special or tf is None or table.value is not owners.tf_variable(table):
                 return super().call(inputs)
             native = table.value
         if isinstance(inputs, tf.RaggedTensor):
@@ -80,7 +80,7 @@ class Embedding(keras.layers.Embedding):
             inputs = tf.sparse.to_dense(inputs)
         ids = inputs if inputs.dtype in ("int32", "int64") else tf.cast(inputs, "int32")
         ids = tf.where(ids < 0, ids + tf.cast(self.input_dim, ids.dtype), ids)
-        owner = ledger.owner(table) or self._build_optimizer(table)
+        owner = owners.owner(table) or self._build_optimizer(table)
         rows = owner.read(table, ids) if owner else ledger.gather(native, ids)
         return tf.cast(rows, self.compute_dtype)
 
@@ -119,11 +119,11 @@ class Embedding(keras.layers.Embedding):
                 for_shapes = scope.original_scope is not None
             if not for_shapes and all(layer.built for layer in model._flatten_layers()):
                 self._build_outside(optimizer, model.trainable_variables)
-        owner = ledger.owner(table)
+        owner = owners.owner(table)
         if owner is None and not tf.executing_eagerly():
             graph = tf.compat.v1.get_default_graph()
             # `predict` before `compile`, which drops its function.
             own = graph.name.startswith("one_step_on_data")
             drops = own and not getattr(model, "compiled", True)
-            ledger.note_reader(table, graph, model if drops else None)
+            owners.note_reader(table, graph, model if drops else None)
         return owner

@@ -12,10 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_adam import ledger, rows
+from keras_adam import ledger, owners, rows
 from keras_adam.base import constrained, rounded, state_dtype
 from keras_adam.checks import check_range, path
-from keras_adam.ledger import tf_variable
+from keras_adam.owners import tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
 
@@ -101,7 +101,7 @@ class ExactRows:
         ]
         owned = {i: v for i, v in enumerate(variables) if self._last[i] is not None}
         if owned:
-            ledger.settle_when_set(self._iterations, self)
+            owners.settle_when_set(self._iterations, self)
         histories: dict[Any, ledger.History] = {}
         if owned and self.sparse_updates == "exact":
             plan = self._make_plan(self._largest_beta_1())
@@ -113,10 +113,10 @@ class ExactRows:
         self._untracked.histories = histories
         for i, v in owned.items():
             if self.use_ema:
-                ledger.settle_when_taken(self._average_of(v), self)
+                owners.settle_when_taken(self._average_of(v), self)
             for x in (*self._state(i), self._last[i]):
-                ledger.settle_with(x, self)
-            ledger.set_owner(v, self)
+                owners.settle_with(x, self)
+            owners.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
                 self._note_by_rows(i)
 
@@ -218,7 +218,7 @@ class ExactRows:
     def _note_by_rows(self, i: int) -> None:
         """From now on the i-th variable is updated row by row."""
         variable = self._trainable_variables[i]
-        if ledger.owner(variable) is not self:
+        if owners.owner(variable) is not self:
             raise ValueError(
                 f"{path(variable)} is trained by two optimizers with "
                 '`sparse_updates="exact"`, or "lazy" and `use_ema`, of which only '
@@ -239,7 +239,7 @@ class ExactRows:
                 "use_ema."
             )
         self._untracked.by_rows.add(i)
-        ledger.settle_when_read(variable)
+        owners.settle_when_read(variable)
         with tf.init_scope():
             for last in rows.components(tf_variable(self._last[i])):
                 t = tf.cast(self.iterations, last.dtype)
@@ -462,16 +462,16 @@ class ExactRows:
         """Rows of a table as dense Adam would have them now; writes nothing.
 
         Args:
-            variable: A variable this optimizer owns: `ledger.owner(variable)`.
+            variable: A variable this optimizer owns: `owners.owner(variable)`.
             ids: Rows' numbers, int32 or int64, of any shape.
         """
         i = self._get_variable_index(variable)
         self._note_by_rows(i)
-        ledger.settle_when_read(variable)  # where it was built with its `tf.Variable`
+        owners.settle_when_read(variable)  # where it was built with its `tf.Variable`
         if self.sparse_updates == "lazy":
             return ledger.gather(native(variable), ids)
         places, debts = self._untracked.workspaces[i].places, self._debts(i)
-        ledger.keep(self.variables, places, debts)
+        owners.keep(self.variables, places, debts)
         out, reading = ledger.read(self._tables(i), ids, places, debts)
         # Several replicas have read other rows each.
         if reading and not self._replicas and not tf.executing_eagerly():

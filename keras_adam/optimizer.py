@@ -17,7 +17,7 @@ from keras_adam.averaging import Averages
 from keras_adam.base import BaseOptimizer, state_dtype
 from keras_adam.checks import check_gradient, path
 from keras_adam.exact import ExactRows, native
-from keras_adam.ledger import tf_variable
+from keras_adam.owners import tf_variable
 from keras_adam.rows import Rows
 from keras_adam.tails import Plan
 from keras_adam.update import Rule, compile_assign, takes_kernel, update

@@ -1,0 +1,178 @@
+"""Which optimizer knows what a table's rows owe, and who has it called."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import warnings
+import weakref
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_adam import checks
+
+
+def tf_variable(variable: Any) -> Any:
+    """A `keras.Variable`'s `tf.Variable`; `value` may be a cast of it."""
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+class _Settled:
+    """A `keras.Variable` whose rows are brought to date by NumPy and assignment.
+
+    A table or its state. That is `numpy()`, `np.array(variable)`, and so `get_weights`
+    and saving; and `assign`, `assign_add`, `assign_sub`, so that what was owed up to
+    then is not owed by the new values. TensorFlow's own reads of it, and assignments in
+    a function, see what stands in the table.
+    """
+
+    def _bring_to_date(self) -> None:
+        for optimizer in _owners(self):
+            optimizer.forget_reading(self)
+            if tf.executing_eagerly():
+                optimizer.settle()
+
+    def numpy(self) -> Any:
+        self._bring_to_date()
+        return super().numpy()  # type: ignore[misc]
+
+    def __array__(self, dtype: Any = None) -> Any:
+        self._bring_to_date()
+        return super().__array__(dtype)  # type: ignore[misc]
+
+    def assign(self, value: Any) -> Any:
+        self._bring_to_date()
+        return super().assign(value)  # type: ignore[misc]
+
+    def assign_add(self, value: Any) -> Any:
+        self._bring_to_date()
+        return super().assign_add(value)  # type: ignore[misc]
+
+    def assign_sub(self, value: Any) -> Any:
+        self._bring_to_date()
+        return super().assign_sub(value)  # type: ignore[misc]
+
+
+class _Count:
+    """An optimizer's count of steps. What rows owe is paid before it is set by hand."""
+
+    _keras_adam_owner: weakref.ref[Any]
+
+    def assign(self, value: Any) -> Any:
+        owner = self._keras_adam_owner()
+        if owner is None:
+            return super().assign(value)  # type: ignore[misc]
+        assign = super().assign  # type: ignore[misc]
+        return owner.set_count(lambda: assign(value))
+
+    def assign_add(self, value: Any) -> Any:
+        new = self + value
+        if isinstance(value, int) and value == 1:  # a step's own, by Keras
+            return super().assign(new)  # type: ignore[misc]
+        return self.assign(new)
+
+
+class _SettledAverage:
+    """The same for an average, whose `value` Keras's SwapEMAWeights takes."""
+
+    _keras_adam_owner: weakref.ref[Any]
+
+    @property
+    def value(self) -> Any:
+        owner = self._keras_adam_owner()
+        if owner is not None and tf.executing_eagerly():
+            owner.settle()
+        return super().value  # type: ignore[misc]
+
+
+@functools.cache
+def _settled_class(mixin: Any, cls: Any) -> Any:
+    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})
+
+
+def set_owner(variable: Any, optimizer: Any) -> None:
+    """From now on this optimizer knows what the variable's rows owe."""
+    old = [x for x in _owners(variable) if x is not optimizer]
+    with tf.init_scope():
+        for x in old:
+            x.settle()
+    known = tf_variable(variable)
+    known._keras_adam_owners = [weakref.ref(x) for x in (*old, optimizer)]
+    readers = getattr(known, "_keras_adam_readers", [])
+    if readers and optimizer.sparse_updates == "exact":
+        gc.collect()
+        if any(_goes_on(*reader) for reader in readers):
+            warnings.warn(
+                f"A tf.function that reads {checks.path(variable)} was traced before "
+                f"its optimizer was built, and will go on reading rows without what "
+                f"{optimizer.name} owes them. Build the optimizer first: "
+                "`optimizer.build(model.trainable_variables)`.",
+                stacklevel=4,
+            )
+        known._keras_adam_readers = []
+
+
+def note_reader(variable: Any, graph: tf.Graph, model: Any) -> None:
+    """A graph that is being traced reads the variable, and knows no owner.
+
+    Args:
+        variable: A table.
+        graph: Of a function.
+        model: Whose `compile` will drop the function, if there is one.
+    """
+    variable = tf_variable(variable)
+    readers = getattr(variable, "_keras_adam_readers", [])
+    reader = weakref.ref(graph), None if model is None else weakref.ref(model)
+    variable._keras_adam_readers = [*readers, reader]
+
+
+def keep(*variables: Any) -> None:
+    """For functions that are being traced: they may outlive the optimizer."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(graph, "outer_graph"):
+        graph._keras_adam_kept = [*getattr(graph, "_keras_adam_kept", []), variables]
+        graph = graph.outer_graph
+
+
+def _goes_on(graph: Any, model: Any) -> bool:
+    dropped = model is not None and getattr(model(), "compiled", True)
+    return graph() is not None and not dropped
+
+
+def owner(variable: Any) -> Any:
+    """The exact optimizer that owns the variable, the one built last, or None."""
+    known = getattr(tf_variable(variable), "_keras_adam_owners", [])
+    return known[-1]() if known else None
+
+
+def _owners(variable: Any) -> list[Any]:
+    """All that live and own or owned it: steps of theirs that are compiled go on."""
+    known = getattr(tf_variable(variable), "_keras_adam_owners", [])
+    return [x for x in (reference() for reference in known) if x is not None]
+
+
+def settle_when_read(variable: Any) -> None:
+    """Has the owner called when the variable's values are taken."""
+    if isinstance(variable, keras.Variable) and not isinstance(variable, _Settled):
+        cls = _settled_class(_Settled, type(variable))  # type: ignore[arg-type]
+        variable.__class__ = cls
+
+
+def settle_with(state: Any, optimizer: Any) -> None:
+    """Has the optimizer called when values of its own state are taken."""
+    tf_variable(state)._keras_adam_owners = [weakref.ref(optimizer)]
+    settle_when_read(state)
+
+
+def settle_when_set(count: Any, optimizer: Any) -> None:
+    """Has the optimizer called when its count of steps is set."""
+    count._keras_adam_owner = weakref.ref(optimizer)
+    count.__class__ = _settled_class(_Count, type(count))  # type: ignore[arg-type]
+
+
+def settle_when_taken(average: Any, optimizer: Any) -> None:
+    """Has the optimizer called when the values of its average are taken."""
+    average._keras_adam_owner = weakref.ref(optimizer)
+    average.__class__ = _settled_class(_SettledAverage, type(average))  # type: ignore[arg-type]
