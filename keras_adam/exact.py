@@ -65,7 +65,6 @@ class ExactRows:
     add_variable: Callable[..., Any]
     _untracked: types.SimpleNamespace
     _trainable_variables: list[Any]
-    _iterations: Any
     _trainable_variables_indices: dict[Any, int]
     _var_key: Callable[[Any], Any]
     _get_variable_index: Callable[[Any], int]
@@ -100,8 +99,6 @@ class ExactRows:
             for v in variables
         ]
         owned = {i: v for i, v in enumerate(variables) if self._last[i] is not None}
-        if owned:
-            owners.settle_when_set(self._iterations, self)
         histories: dict[Any, ledger.History] = {}
         if owned and self.sparse_updates == "exact":
             plan = self._make_plan(self._largest_beta_1())

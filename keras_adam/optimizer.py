@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_adam import ledger, rows
+from keras_adam import ledger, owners, rows
 from keras_adam.accumulation import Accumulation
 from keras_adam.averaging import Averages
 from keras_adam.base import BaseOptimizer, state_dtype
@@ -111,6 +111,7 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
             compiled=compile_assign(),
         )
         self._build_ledger(variables)
+        owners.settle_when_set(self._iterations, self)
 
     def _check_strategy(self) -> None:
         strategy = self._distribution_strategy
