@@ -19,7 +19,23 @@ def densify(gradient, shape):
     return g, touched
 
 
-class Adam:
+class Rule:
+    """What both algorithms have: beta_1, or a schedule of it (section 4)."""
+
+    def __init__(self, beta_1, beta_2):
+        self.beta_1 = beta_1 if callable(beta_1) else lambda step: beta_1
+        self.beta_2 = beta_2
+        self.products = [1.0]
+
+    def correction_1(self, t):
+        """1 - prod(beta_1,i) over the first t steps."""
+        while len(self.products) <= t:
+            beta_1 = self.beta_1(len(self.products) - 1)
+            self.products.append(self.products[-1] * beta_1)
+        return 1 - self.products[t]
+
+
+class Adam(Rule):
     """Algorithm 1."""
 
     def __init__(
@@ -31,8 +47,7 @@ class Adam:
         bias_correction=True,
         amsgrad=False,
     ):
-        self.beta_1 = beta_1 if callable(beta_1) else lambda step: beta_1
-        self.beta_2 = beta_2
+        super().__init__(beta_1, beta_2)
         self.epsilon = epsilon
         self.epsilon_hat = epsilon_hat
         self.bias_correction = bias_correction
@@ -51,7 +66,7 @@ class Adam:
         v = s["v"]
         if self.amsgrad:
             v = s["v_max"] = np.maximum(s["v_max"], v)
-        c_1 = 1 - np.prod([self.beta_1(i) for i in range(t)])
+        c_1 = self.correction_1(t)
         c_2 = 1 - beta_2**t
         if not self.bias_correction:
             c_1 = c_2 = 1.0
@@ -62,12 +77,11 @@ class Adam:
         return alpha * m_hat / (np.sqrt(v_hat) + self.epsilon)
 
 
-class AdaMax:
+class AdaMax(Rule):
     """Algorithm 2."""
 
     def __init__(self, beta_1=0.9, beta_2=0.999):
-        self.beta_1 = beta_1 if callable(beta_1) else lambda step: beta_1
-        self.beta_2 = beta_2
+        super().__init__(beta_1, beta_2)
 
     def init(self, theta):
         return {"m": np.zeros(theta.shape), "u": np.zeros(theta.shape)}
@@ -76,7 +90,7 @@ class AdaMax:
         beta_1 = self.beta_1(t - 1)
         s["m"] = beta_1 * s["m"] + (1 - beta_1) * g
         s["u"] = np.maximum(self.beta_2 * s["u"], np.abs(g))
-        c_1 = 1 - np.prod([self.beta_1(i) for i in range(t)])
+        c_1 = self.correction_1(t)
         m, u = s["m"], s["u"]
         return (alpha / c_1) * np.divide(m, u, out=np.zeros(m.shape), where=u != 0)
 
