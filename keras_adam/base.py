@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -89,6 +90,19 @@ def _counts(x: Any) -> bool:
 
 def constrained(variable: Any) -> bool:
     return getattr(variable, "constraint", None) is not None
+
+
+@contextlib.contextmanager
+def uncast(variables: Iterable[Any]) -> Iterator[None]:
+    """Where Keras's variables have their own dtype and value, also under autocast."""
+    before = [(v, v._autocast) for v in variables if isinstance(v, keras.Variable)]
+    for v, _ in before:
+        v._autocast = False
+    try:
+        yield
+    finally:
+        for v, autocast in before:
+            v._autocast = autocast
 
 
 class BaseOptimizer(keras.optimizers.Optimizer):
@@ -184,7 +198,9 @@ class BaseOptimizer(keras.optimizers.Optimizer):
     ) -> Any:
         # Averages need the digits that a half-precision weight does without.
         dtype = self._dtype_of_added or state_dtype(dtype or keras.backend.floatx())
-        return super().add_variable(shape, initializer, dtype=dtype, **kwargs)
+        variable = super().add_variable(shape, initializer, dtype=dtype, **kwargs)
+        variable._autocast = False  # a layer may have this built
+        return variable
 
     def _rounding_keys(self, i: int, use: int = 0) -> list[Any]:
         """`rounding.cast`'s, of the i-th variable and of its state, for this step.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from keras_adam.backend import Optimizer, ledger, owners, tf
+from keras_adam.base import uncast
 
 
 @keras.saving.register_keras_serializable(package="keras_adam")
@@ -54,21 +52,9 @@ class Embedding(keras.layers.Embedding):
         if isinstance(getattr(self, "_embeddings", None), keras.Variable):
             self._embeddings._keras_adam_by_rows = True
 
-    @contextlib.contextmanager
-    def _uncast(self) -> Iterator[Any]:
-        """The table as it is: under autocast, it is copied before rows are gathered."""
-        table = getattr(self, "_embeddings", None)
-        if not isinstance(table, keras.Variable):
-            yield table
-            return
-        autocast, table._autocast = table._autocast, False
-        try:
-            yield table
-        finally:
-            table._autocast = autocast
-
     def call(self, inputs: Any) -> Any:
-        with self._uncast() as table:
+        table: Any = getattr(self, "_embeddings", None)
+        with uncast([table]):  # or the table is copied before rows are gathered
             special = self.lora_enabled or self.quantization_mode is not None
             # In Keras's stateless calls the values are others than the variable's.
             if special or tf is None or table.value is not owners.tf_variable(table):
@@ -86,17 +72,15 @@ class Embedding(keras.layers.Embedding):
 
     @staticmethod
     def _build_outside(optimizer: Any, variables: Any) -> None:
-        """Of the function that is traced, of Keras's scopes of names and of autocast,
-        which are a thread's own, and of replicas, which all get here."""
-        strategy = tf.distribute.get_strategy()
-
-        def in_scope() -> None:
-            with strategy.scope():
-                optimizer.build(variables)
+        """Of the function that is traced, of the layer's scopes of names and of
+        autocast, and of replicas, which all get here."""
 
         def build(_: Any = None) -> None:
-            with concurrent.futures.ThreadPoolExecutor(1) as threads:
-                threads.submit(in_scope).result()
+            names = keras.name_scope(
+                optimizer.name, caller=optimizer, override_parent=""
+            )
+            with tf.init_scope(), names, uncast(variables):
+                optimizer.build(variables)
 
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:

@@ -203,7 +203,9 @@ class AdamMigration(Migration):
                 a `.keras` file as `model.save` writes it, which is loaded whole.
             **overrides: Arguments of this class, such as `sparse_updates="lazy"`, to
                 take instead of Keras's. With a `beta_1` schedule the first correction
-                goes on from Keras's beta_1^t.
+                goes on from Keras's beta_1^t. Another number is taken for that of all
+                steps, as where it is set on Keras's optimizer: early in a training its
+                bias correction is not that of the moments.
 
         Raises:
             TypeError: Another optimizer.

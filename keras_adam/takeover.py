@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_adam.base import constrained, shapes, state_dtype
+from keras_adam.base import constrained, shapes, state_dtype, uncast
 from keras_adam.checks import path
 
 # Lists of every optimizer's, of a variable's state each, beside its rule's.
@@ -172,7 +172,8 @@ def copy_steps(source: Any, target: Any) -> None:
 
 def _copy(old: Any, new: Any) -> None:
     """Not what it holds itself: on JAX a step gives that away."""
-    value = keras.ops.cast(keras.ops.convert_to_tensor(old), new.dtype)
+    with uncast([old]):
+        value = keras.ops.cast(keras.ops.convert_to_tensor(old), new.dtype)
     new.assign(keras.ops.copy(value))
 
 

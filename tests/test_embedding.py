@@ -533,6 +533,23 @@ def test_saved_and_loaded(tmp_path, jit):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_mixed_layer_in_a_float64_model_has_states_of_float64_built():
+    model = keras.Sequential(
+        [
+            keras.Input([4], dtype="int32"),
+            keras_adam.Embedding(20, 8, dtype="mixed_float16"),
+            keras.layers.GlobalAveragePooling1D(dtype="float64"),
+            keras.layers.Dense(1, dtype="float64"),
+        ]
+    )
+    model.compile(optimizer=adam(use_ema=True), loss="mse")
+    model.predict(make_data()[0], verbose=0)
+    optimizer = model.optimizer
+    for i, dtype in enumerate(("float32", "float64", "float64")):
+        average = optimizer._model_variables_moving_average[i]
+        assert {x.dtype for x in (*optimizer._state(i), average)} == {dtype}
+
+
 def test_a_mixed_layer_in_a_float32_model_reads_rows_as_they_are_now():
     """Keras would hand such a layer a cast copy of the table."""
     x, y = make_data()

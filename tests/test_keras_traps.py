@@ -61,8 +61,9 @@ def test_repeated_rows(adam, jit):
 
 
 @JIT
-def test_repeated_rows_lazy(jit):
-    actual = steps(keras_adam.Adam(0.1), jit, sparse=True)
+@pytest.mark.parametrize("mode", ["exact", "lazy"])
+def test_repeated_rows_by_rows(mode, jit):
+    actual = steps(keras_adam.Adam(0.1, sparse_updates=mode), jit, sparse=True)
     # The same sign at each step: three whole steps of the rate.
     expected = np.ones((5, 2), np.float32)
     expected[1] += [-0.3, 0.3]
