@@ -10,6 +10,12 @@ from keras_adam.backend import Optimizer, ledger, owners, tf
 from keras_adam.base import uncast
 
 
+def _stateless_scope() -> Any:
+    """Keras's scope of a stateless call, or of a look at shapes, if one is open."""
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        return scope.original_scope
+
+
 @keras.saving.register_keras_serializable(package="keras_adam")
 class Embedding(keras.layers.Embedding):
     """`keras.layers.Embedding` that sees each row as dense Adam would have it now.
@@ -26,8 +32,8 @@ class Embedding(keras.layers.Embedding):
     owes. Outside a step, call `optimizer.settle()` before. (`numpy()`, `get_weights`
     and saving do.) A function that assigns to the table, as
     `keras.layers.SpectralNormalization` does, is not served: what rows owe comes on
-    top. A lazy optimizer that trains the table beside an exact one takes row 0 and one
-    row in 65,535, with which the exact one fills up its batches, for the batch's.
+    top. An exact optimizer adds row 0 and one row in 65,535 to each batch, with a
+    gradient of 0; a lazy optimizer that trains the same table updates these too.
 
     The optimizer must be built before a function that reads rows is traced, or that
     goes on reading what stands in the table, and a warning says so. `fit`, `evaluate`
@@ -53,13 +59,15 @@ class Embedding(keras.layers.Embedding):
             self._embeddings._keras_adam_by_rows = True
 
     def call(self, inputs: Any) -> Any:
-        table: Any = getattr(self, "_embeddings", None)
-        with uncast([table]):  # or the table is copied before rows are gathered
-            special = self.lora_enabled or self.quantization_mode is not None
-            # In Keras's stateless calls the values are others than the variable's.
-            if special or tf is None or table.value is not owners.tf_variable(table):
-                return super().call(inputs)
-            native = table.value
+        table = getattr(self, "_embeddings", None)
+        # Not its `value`, which under autocast is a copy.
+        native = owners.tf_variable(table) if tf is not None else None
+        special = self.lora_enabled or self.quantization_mode is not None
+        if special or native is None or not isinstance(native, tf.Variable):
+            return super().call(inputs)
+        scope = _stateless_scope()
+        if scope is not None and scope.get_current_value(table) is not None:
+            return super().call(inputs)
         if isinstance(inputs, tf.RaggedTensor):
             return tf.ragged.map_flat_values(self.call, inputs)
         if isinstance(inputs, tf.SparseTensor):
@@ -99,8 +107,7 @@ class Embedding(keras.layers.Embedding):
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(optimizer, Optimizer) and not optimizer.built:
             # Where Keras only looks for shapes, new variables would have no value.
-            with keras.StatelessScope(initialize_variables=False) as scope:
-                for_shapes = scope.original_scope is not None
+            for_shapes = _stateless_scope() is not None
             if not for_shapes and all(layer.built for layer in model._flatten_layers()):
                 self._build_outside(optimizer, model.trainable_variables)
         owner = owners.owner(table)

@@ -65,8 +65,6 @@ class ExactRows:
     add_variable: Callable[..., Any]
     _untracked: types.SimpleNamespace
     _trainable_variables: list[Any]
-    _trainable_variables_indices: dict[Any, int]
-    _var_key: Callable[[Any], Any]
     _get_variable_index: Callable[[Any], int]
     _make_plan: Callable[[float], Plan]
     _state: Callable[[int], list[Any]]
@@ -111,8 +109,6 @@ class ExactRows:
         for i, v in owned.items():
             if self.use_ema:
                 owners.settle_when_taken(self._average_of(v), self)
-            for x in (*self._state(i), self._last[i]):
-                owners.settle_with(x, self)
             owners.set_owner(v, self)
             if getattr(v, "_keras_adam_by_rows", False):  # keras_adam.Embedding's
                 self._note_by_rows(i)
@@ -394,14 +390,14 @@ class ExactRows:
         With `sparse_updates="exact"` a row that no batch has touched for a while
         stands as it was, and what dense Adam would have done to it since is owed. With
         `use_ema` its average owes likewise, in lazy mode too. This pays both. It is
-        called at the end of `fit`, of the model's optimizer; by `numpy()`,
-        `get_weights`, saving and assignment of a table or its state, where these are
-        `keras.Variable`s; by who takes an average; and when `iterations` is set. Call
-        it before other code reads or changes a table outside a step, such as
-        `tf.train.Checkpoint`, `model.export`, TensorBoard's histograms, or
-        `tf.norm(layer.embeddings)` in a callback. (Where Keras has put a
-        `LossScaleOptimizer` around, as under `mixed_float16`, this one is its
-        `inner_optimizer`.)
+        called at the end of `fit` for the model's optimizer; by `numpy()`,
+        `get_weights`, saving and assignment of a table that is a `keras.Variable`; by
+        who takes an average; and when `iterations` is set. Call it before other code
+        reads or changes a table outside a step, such as `tf.train.Checkpoint`,
+        `model.export`, TensorBoard's histograms or `tf.norm(layer.embeddings)` in a
+        callback, and before you take values of this optimizer's own `variables`.
+        (Where Keras has put a `LossScaleOptimizer` around it, as under
+        `mixed_float16`, it is that one's `inner_optimizer`.)
         """
         if self.built:
             self._on_each_replica(self._settle_all)
@@ -446,8 +442,7 @@ class ExactRows:
 
     def forget_reading(self, variable: Any) -> None:
         """What a forward pass read of it may not be what an update finds."""
-        i = self._trainable_variables_indices.get(self._var_key(variable))
-        self._untracked.readings.pop(i, None)
+        self._untracked.readings.pop(self._get_variable_index(variable), None)
 
     def __del__(self) -> None:
         # The tables live on: pay, before what is owed is forgotten.

@@ -69,6 +69,7 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         super().__init__(*args, **kwargs)
         # Whether there are several, each with copies of all variables.
         self._replicas: bool = self._distribution_strategy.num_replicas_in_sync > 1
+        self.steps_under_way = 0  # of several replicas, as many as are in `apply`
 
     # What a subclass gives.
 
@@ -166,6 +167,14 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         return super()._var_key(tf_variable(variable))
 
     # The way of a gradient.
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Takes a step: see `keras.optimizers.Optimizer`."""
+        self.steps_under_way += 1
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self.steps_under_way -= 1
 
     def _overwrite_variables_directly_with_gradients(
         self, grads: Any, variables: Any

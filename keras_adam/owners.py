@@ -22,10 +22,10 @@ def tf_variable(variable: Any) -> Any:
 class _Settled:
     """A `keras.Variable` whose rows are brought to date by NumPy and assignment.
 
-    A table or its state. That is `numpy()`, `np.array(variable)`, and so `get_weights`
-    and saving; and `assign`, `assign_add`, `assign_sub`, so that what was owed up to
-    then is not owed by the new values. TensorFlow's own reads of it, and assignments in
-    a function, see what stands in the table.
+    That is `numpy()`, `np.array(variable)`, and so `get_weights` and saving; and
+    `assign`, `assign_add`, `assign_sub`, so that what was owed up to then is not owed
+    by the new values. TensorFlow's own reads of it, and assignments in a function, see
+    what stands in the table.
     """
 
     def _bring_to_date(self) -> None:
@@ -68,8 +68,8 @@ class _Count:
         return owner.set_count(lambda: assign(value))
 
     def assign_add(self, value: Any) -> Any:
-        new = self + value
-        if isinstance(value, int) and value == 1:  # a step's own, by Keras
+        owner, new = self._keras_adam_owner(), self + value
+        if owner is not None and owner.steps_under_way:  # Keras counts them
             return super().assign(new)  # type: ignore[misc]
         return self.assign(new)
 
@@ -158,12 +158,6 @@ def settle_when_read(variable: Any) -> None:
     if isinstance(variable, keras.Variable) and not isinstance(variable, _Settled):
         cls = _settled_class(_Settled, type(variable))  # type: ignore[arg-type]
         variable.__class__ = cls
-
-
-def settle_with(state: Any, optimizer: Any) -> None:
-    """Has the optimizer called when values of its own state are taken."""
-    tf_variable(state)._keras_adam_owners = [weakref.ref(optimizer)]
-    settle_when_read(state)
 
 
 def settle_when_set(count: Any, optimizer: Any) -> None:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from cases import EXECUTIONS, make_data, make_model
 
 import keras_adam
+from keras_adam import rows
 
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 EPOCHS = 4
@@ -246,6 +247,15 @@ def test_another_optimizer_of_the_same_table(other, order, jit):
     by_other = moved if other == "sgd" else 1 - then.thetas[0]
     truth = first.thetas[0] - by_other
     np.testing.assert_allclose(table.numpy(), truth, rtol=0, atol=3e-6)
+
+
+@JIT
+def test_a_step_goes_on_from_what_the_forward_pass_read(monkeypatch, jit):
+    """It does not gather the rows once more."""
+    gathers = []
+    monkeypatch.setattr(rows, "gather", lambda *args: gathers.append(args))
+    fit(compiled(adam(use_ema=True, weight_decay=0.1), jit=jit), 1)
+    assert not gathers
 
 
 def test_a_stateless_call_reads_the_values_it_is_given():
