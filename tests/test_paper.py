@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 
 import cifar10_cnn
 import data
@@ -52,6 +53,15 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.fixture
+def in_a_minute():
+    """Of all cores together, so that it does not matter what else runs."""
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.usefixtures("in_a_minute")
 @pytest.mark.parametrize("module", EXAMPLES, ids=lambda m: m.__name__)
 def test_on_mock_data(monkeypatch, tmp_path, capsys, module):
     args, curves = EXAMPLES[module]
@@ -71,6 +81,7 @@ def test_on_mock_data(monkeypatch, tmp_path, capsys, module):
     assert read(table) == rows
 
 
+@pytest.mark.usefixtures("in_a_minute")
 def test_diagnostics_of_cifar10(monkeypatch, tmp_path):
     args = *SMALL, *("--filters=4",) * 3, "--settings=no dropout", "--diagnostics"
     with tfds.testing.mock_data(num_examples=50):
@@ -83,6 +94,7 @@ def test_diagnostics_of_cifar10(monkeypatch, tmp_path):
     assert (tmp_path / "cifar10_cnn_steps.png").stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("in_a_minute")
 def test_regret(monkeypatch, tmp_path):
     call(monkeypatch, regret, "--steps=300", f"--output={tmp_path}")
     rows = read(tmp_path / "regret.csv")
