@@ -7,7 +7,7 @@ import functools
 import math
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -75,6 +75,7 @@ class ExactRows:
     _decays: Callable[[Any], bool]
     _rounding_keys: Callable[..., list[Any]]
     _replicas: bool
+    _plan: Plan
     _on_each_replica: Callable[[Callable[[], None]], None]
 
     def _build_ledger(self, variables: list[Any]) -> None:
@@ -99,8 +100,7 @@ class ExactRows:
         owned = {i: v for i, v in enumerate(variables) if self._last[i] is not None}
         histories: dict[Any, ledger.History] = {}
         if owned and self.sparse_updates == "exact":
-            plan = self._make_plan(self._largest_beta_1())
-            self._plan = dataclasses.replace(plan, momentum=self._momentum())
+            self._plan = dataclasses.replace(self._plan, momentum=self._momentum())
             for kind in sorted({self._kind(i) for i in owned}):
                 decays, dtype, _ = kind
                 histories[kind] = ledger.History(self._plan, decays, dtype)
@@ -114,10 +114,10 @@ class ExactRows:
                 self._note_by_rows(i)
 
     def _check_exact(self, variables: Sequence[Any] = ()) -> None:
-        """Raises where exact mode does not hold; a schedule, for these variables."""
+        """Plans the tails, or raises; with a schedule, where these variables owe."""
         exact = self.sparse_updates == "exact"
         if exact and (not callable(self.beta_1) or any(map(self._owes, variables))):
-            self._make_plan(self._largest_beta_1())
+            self._plan = self._make_plan(self._largest_beta_1())
 
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
@@ -431,13 +431,13 @@ class ExactRows:
             return assign()
         self.settle()
         result = assign()
-        self._on_each_replica(self._mark_all)
+        self._mark(range(len(self._last)))
         return result
 
-    def _mark_all(self) -> None:
-        for last in self._last:
+    def _mark(self, indices: Iterable[int]) -> None:
+        """Of these variables all rows are up to date."""
+        for last in (self._last[i] for i in indices):
             if last is not None:
-                last = native(last)
                 last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
 
     def forget_reading(self, variable: Any) -> None:

@@ -308,9 +308,8 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
             self._load_touched(marks)
         # What is saved is up to date. Loaded as it was, it lacks the step of each row's
         # update if the table had dense gradients only.
-        for i, x in enumerate(self._last):
-            if x is not None and (marks is not None or i in self._untracked.by_rows):
-                x.assign(tf.fill(x.shape, tf.cast(self.iterations, x.dtype)))
+        every = range(len(self._last))
+        self._mark(self._untracked.by_rows if marks is None else every)
 
     def _overwrite_model_variables_with_average_value(
         self, trainable_variables: Any
