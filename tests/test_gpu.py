@@ -13,6 +13,16 @@ import keras_adam
 pytestmark = pytest.mark.skipif(
     not tf.config.list_physical_devices("GPU"), reason="needs a GPU"
 )
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Of float32 matrices; a GPU takes ten bits of each number, if not told."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    yield
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+
 JIT = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 
 

@@ -10,6 +10,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# On a GPU: no library takes all of its memory at its start.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import functools
 import importlib
@@ -103,11 +106,11 @@ def rows_tensorflow(name: str, problem: dict[str, Any]) -> Step:
         slices = tf.IndexedSlices(values, ids, tf.constant(shape))
         optimizer.apply([slices] * len(tables), tables)
 
-    return waiting(lambda: step(values, next(batches)), optimizer)
+    return waiting(lambda: step(values, next(batches)))
 
 
-def waiting(step: Any, optimizer: Any) -> Step:
-    """The call is over when the step is, on a GPU too."""
+def waiting(step: Callable[[], Any]) -> Step:
+    """TensorFlow's step, over when its work is, on a GPU too."""
     import tensorflow as tf
 
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
@@ -115,14 +118,38 @@ def waiting(step: Any, optimizer: Any) -> Step:
     def call() -> None:
         step()
         if on_gpu:
-            optimizer.iterations.numpy()
+            tf.test.experimental.sync_devices()
 
     return call
+
+
+def torch_waiting(step: Callable[[], Any]) -> Step:
+    """PyTorch's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return step
+
+    def call() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return call
+
+
+def torch_device() -> str:
+    """That of all tensors made from here on: a GPU, if there is one."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(device)
+    return device
 
 
 def rows_torch(name: str, problem: dict[str, Any]) -> Step:
     import torch
 
+    torch_device()
     shape = problem["rows"], problem["width"]
     tables = [
         torch.nn.Parameter(torch.randn(shape)) for _ in range(problem.get("tables", 1))
@@ -143,7 +170,7 @@ def rows_torch(name: str, problem: dict[str, Any]) -> Step:
             table.grad = gradient(ids)
         optimizer.step()
 
-    return step
+    return torch_waiting(step)
 
 
 def rows_optax(name: str, problem: dict[str, Any]) -> Step:
@@ -197,6 +224,7 @@ MAKERS = {
     ("compiling", "tensorflow"): ("dense_steps", "first_step"),
     ("fit", "tensorflow"): ("whole_steps", "keras_fit"),
     ("fit", "torch"): ("whole_steps", "torch_fit"),
+    ("copy", "tensorflow"): ("dense_steps", "copy"),
 }
 
 

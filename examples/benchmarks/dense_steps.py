@@ -26,7 +26,7 @@ def dense_tensorflow(name: str, problem: dict[str, Any]) -> contenders.Step:
     apply = tf.function(
         lambda gradients: optimizer.apply(gradients), jit_compile=mode == "XLA"
     )
-    return contenders.waiting(lambda: apply(gradients), optimizer)
+    return contenders.waiting(lambda: apply(gradients))
 
 
 def first_step(name: str, problem: dict[str, Any]) -> contenders.Step:
@@ -61,16 +61,27 @@ def kernel(gradients: list[Any]) -> contenders.Step:
         powers[0].assign(powers[0] * 0.9)
         powers[1].assign(powers[1] * 0.999)
 
-    return lambda: apply(gradients)
+    return contenders.waiting(lambda: apply(gradients))
+
+
+def copy(name: str, problem: dict[str, Any]) -> contenders.Step:
+    """Of so many bytes, within a device."""
+    import tensorflow as tf
+
+    there = tf.Variable(tf.ones(problem["bytes"] // 4))
+    new = tf.random.normal(there.shape)
+    assign = tf.function(lambda: there.assign(new), jit_compile=True)
+    return contenders.waiting(assign)
 
 
 def dense_torch(name: str, problem: dict[str, Any]) -> contenders.Step:
     import torch
 
+    contenders.torch_device()
     variables = [torch.nn.Parameter(torch.randn(s)) for s in problem["shapes"]]
     for v in variables:
         v.grad = torch.randn_like(v)
-    return contenders.torch_optimizer(name, variables).step
+    return contenders.torch_waiting(contenders.torch_optimizer(name, variables).step)
 
 
 def dense_optax(name: str, problem: dict[str, Any]) -> contenders.Step:

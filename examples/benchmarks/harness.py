@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -140,7 +141,11 @@ def wanted(names: list[str]) -> list[str]:
 
 
 def bandwidth() -> float:
-    """Bytes a second that all cores together read and write, copying large arrays."""
+    """Bytes a second that all cores, or a GPU, read and write, copying large arrays."""
+    if gpu():
+        n = 2**30
+        [copy] = race("copy", {"copy": ("copy", {"bytes": n})}).values()
+        return 2 * n / (1e-3 * copy["ms"])
     cores = len(os.sched_getaffinity(0))
     arrays = [(np.ones(2**25), np.ones(2**25)) for _ in range(cores)]
     moved = sum(a.nbytes + b.nbytes for a, b in arrays)
@@ -153,13 +158,23 @@ def bandwidth() -> float:
     return moved / best
 
 
+def gpu() -> str:
+    """Its name, or nothing."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    names = subprocess.run(query, capture_output=True, text=True).stdout
+    return next(iter(names.splitlines()), "")
+
+
 def machine() -> str:
     models = [
         line.split(":")[1].strip()
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    return f"{len(models)} cores of {models[0] if models else platform.machine()}"
+    cores = f"{len(models)} cores of {models[0] if models else platform.machine()}"
+    return f"{gpu()}, {cores}" if gpu() else cores
 
 
 class Results:

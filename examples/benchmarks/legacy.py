@@ -41,7 +41,7 @@ def rows(name: str, problem: dict[str, Any]) -> contenders.Step:
         slices = tf.IndexedSlices(values, ids, tf.constant(shape))
         adam.apply_gradients([(slices, table) for table in tables])
 
-    return lambda: step(values, next(batches))
+    return contenders.waiting(lambda: step(values, next(batches)))
 
 
 def dense(name: str, problem: dict[str, Any]) -> contenders.Step:
@@ -54,4 +54,4 @@ def dense(name: str, problem: dict[str, Any]) -> contenders.Step:
     def step(gradients):
         adam.apply_gradients(zip(gradients, variables))
 
-    return lambda: step(gradients)
+    return contenders.waiting(lambda: step(gradients))

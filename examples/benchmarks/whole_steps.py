@@ -71,11 +71,12 @@ def torch_fit(name: str, problem: dict[str, Any]) -> Callable[[], float]:
     """The same model with `sparse=True`: SparseAdam on the table, Adam on the rest."""
     import torch
 
+    device = contenders.torch_device()
     x, y = data(problem)
     batches = list(
         zip(
-            torch.tensor(x).split(problem["batch"]),
-            torch.tensor(y).split(problem["batch"]),
+            torch.from_numpy(x).split(problem["batch"]),
+            torch.from_numpy(y).split(problem["batch"]),
         )
     )
     table = torch.nn.Embedding(problem["rows"], problem["width"], sparse=True)
@@ -91,6 +92,7 @@ def torch_fit(name: str, problem: dict[str, Any]) -> Callable[[], float]:
         seconds = []
         for ids, target in batches:
             start = time.perf_counter()
+            ids, target = ids.to(device), target.to(device)
             loss = torch.nn.functional.mse_loss(top(table(ids).mean(1)), target)
             for optimizer in optimizers:
                 optimizer.zero_grad()
