@@ -62,7 +62,7 @@ def out_of_place(table: Any) -> bool:
     A TPU has tiles of 8 x 128 numbers. Where rows are not a multiple of 128, its
     compiler keeps a table by columns, and copies it to gather from it and once more to
     scatter into it: six copies an Adam step. One over all rows makes one copy, of the
-    gradient. (`tests/tpu`; AdaMax gains nothing, and loses nothing.)
+    gradient. (`tests/accelerators`; AdaMax gains nothing, and loses nothing.)
     """
     narrow = len(table.shape) > 0 and math.prod(table.shape[1:]) % 128 != 0
     return narrow and on_tpu()

@@ -42,7 +42,7 @@ def pytest_cmdline_main(config):
         return None
     folder = pathlib.Path(__file__).parent
     most = folder / "test_trajectory.py"
-    rest = [*sorted({*folder.glob("test_*.py")} - {most}), folder / "tpu"]
+    rest = [*sorted({*folder.glob("test_*.py")} - {most}), folder / "accelerators"]
     # What takes longest first, so that no process is left with it alone.
     long = ("test_distribute.py", "test_ledger.py")
     rest.sort(key=lambda path: path.name not in long)

@@ -1,4 +1,4 @@
-"""The steps that are compiled for TPUs, and what must hold of each."""
+"""The steps that are compiled for TPUs and GPUs, and what must hold of each."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ ROW_STEPS = {
     "train step, Adam, lazy": lambda: train(Adam(sparse_updates="lazy")),
     "train step, AdaMax, exact": lambda: train(AdaMax()),
 }
-# Rows of these widths cannot be reached without copying the table.
+# On a TPU, rows of these widths cannot be reached without copying the table.
 NARROW = {
     "rows of 64, Adam, lazy": lambda: sparse(Adam(sparse_updates="lazy"), width=64),
     "rows of 64, Adam, exact": lambda: sparse(Adam(), width=64),

@@ -1,9 +1,9 @@
-"""Compiles a `tf.function`, or a function of JAX, for a TPU that is not there.
+"""Compiles a `tf.function`, or a function of JAX, for a TPU or GPU that is not there.
 
-Google's compiler (the `libtpu` wheel) runs on any machine. Nothing is executed: what
-comes out shows that a step compiles, which memory it reuses, and what it copies; it
-says nothing of numbers or of time. TensorFlow gives the step as HLO, jaxlib turns that
-into StableHLO, and the client of a TPU topology compiles it.
+Their compilers (the wheels `libtpu` and `jax-cuda12-pjrt`) run on any machine. Nothing
+is executed: what comes out shows that a step compiles, which memory it reuses, and what
+it copies; it says nothing of numbers or of time. TensorFlow gives the step as HLO,
+jaxlib turns that into StableHLO, and the client of a topology compiles it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ os.environ.update(
     TPU_WORKER_HOSTNAMES="localhost",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # or a second process dies on a lock file
     TPU_LOG_DIR="disabled",
+    # Where no kernel can be run, none can be chosen by its time.
+    XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
 )
 
 import jax
@@ -33,7 +35,35 @@ from jax.experimental import topologies
 from jaxlib import _jax
 from jaxlib.mlir import ir
 
-CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+# As NVIDIA's data sheets have it.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+runtime_version { major: 12 minor: 9 }
+dnn_version_info { major: 9 minor: 7 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  l2_cache_size: 52428800
+  device_memory_size: 85899345920
+  memory_bandwidth: 3350000000000
+}
+"""
+CHIPS = (*TPUS, "h100")
 
 
 class Compiled(NamedTuple):
@@ -67,12 +97,17 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def device(chip: str) -> jax.Device:
-    topology = topologies.get_topology_desc(CHIPS[chip], platform="tpu")
+    if chip in TPUS:
+        topology = topologies.get_topology_desc(TPUS[chip], platform="tpu")
+    else:
+        topology = topologies.get_topology_desc(
+            chip, platform="cuda", target_config=H100, topology="1x1x1"
+        )
     return topology.devices[0]
 
 
 def compile_for(chip: str, f: Callable[..., Any], *args: Any) -> Compiled:
-    """Compiles a `tf.function(jit_compile=True)` for one TPU.
+    """Compiles a `tf.function(jit_compile=True)` for one of them.
 
     Args:
         chip: One of `CHIPS`.
@@ -80,7 +115,7 @@ def compile_for(chip: str, f: Callable[..., Any], *args: Any) -> Compiled:
         *args: Tensors that it could be called with.
     """
     get_ir = f.experimental_get_compiler_ir(*args)
-    # TensorFlow refuses "TPU" where there is none; at this stage it is the same.
+    # TensorFlow refuses others where there are none; at this stage it is the same.
     hlo = get_ir(stage="hlo_serialized", platform_name="CPU")
     to = device(chip)
     with mlir.make_ir_context():
@@ -101,7 +136,7 @@ def compile_for(chip: str, f: Callable[..., Any], *args: Any) -> Compiled:
 
 
 def compile_on_jax_for(chip: str, f: Callable[..., Any], state: Any, data: Any):
-    """Compiles `f(state, data)`, whose state is donated, for one TPU.
+    """Compiles `f(state, data)`, whose state is donated, for one of them.
 
     Args:
         chip: One of `CHIPS`.
@@ -115,7 +150,7 @@ def compile_on_jax_for(chip: str, f: Callable[..., Any], state: Any, data: Any):
 
     jitted = jax.jit(f, donate_argnums=0)
     lowered = jitted.trace(*jax.tree.map(shape, (state, data))).lower(
-        lowering_platforms=("tpu",)
+        lowering_platforms=("tpu" if chip in TPUS else "cuda",)
     )
     start = time.perf_counter()
     program = lowered.compile().runtime_executable()

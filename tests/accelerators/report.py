@@ -1,6 +1,6 @@
 """Writes README.md beside this file: every step compiled for every chip.
 
-python tests/tpu/report.py
+python tests/accelerators/report.py
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import steps
 from keras_adam import rows
 
 HEAD = """\
-# Steps compiled for TPUs
+# Steps compiled for TPUs and a GPU
 
-By `python tests/tpu/report.py`, with the versions of the extra `tpu`, on a machine
-without a TPU: nothing here was executed. Tables have {rows:,} rows, batches {ids:,}
-ids. `aliased` is the share of the state's bytes that a step updates where they are
-(above 1 where layouts pad); `temporaries` are beside arguments and results; `copies`
-are of whole tables, or dense variables, into another layout.
+By `python tests/accelerators/report.py`, with the versions of the extra `accelerators`,
+on a machine without any: nothing here was executed. Tables have {rows:,} rows, batches
+{ids:,} ids. `aliased` is the share of the state's bytes that a step updates where they
+are (above 1 where layouts pad, or with what not every step writes); `temporaries` are
+beside arguments and results; `copies` are of whole tables, or dense variables.
 
 | step | chip | compiled in | aliased | temporaries | copies |
 |---|---|---:|---:|---:|---:|
@@ -37,10 +37,11 @@ def line(
 
 
 def main() -> None:
-    rows.on_tpu = lambda: True
+    rows.on_accelerator = lambda: True
     lines = []
     for name, make in steps.STEPS.items():
         for chip in aot.CHIPS:
+            rows.on_tpu = lambda chip=chip: chip in aot.TPUS
             program = make()
             compiled = aot.compile_for(chip, program.f, *program.args)
             copies = sum(compiled.copies(*shape) for shape in program.tables)

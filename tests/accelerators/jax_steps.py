@@ -1,4 +1,4 @@
-"""Train steps of Keras on JAX, the ones that `model.fit` jits, compiled for TPUs.
+"""Train steps of Keras on JAX, those that `model.fit` jits, compiled for the same.
 
 Keras's backend is chosen once a process: `run` runs this file in another, which prints
 a line of JSON for each step and chip.
