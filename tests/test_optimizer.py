@@ -45,7 +45,10 @@ def assert_same(model, other):
         other.get_weights() + [v.numpy() for v in other.optimizer.variables],
         strict=True,
     ):
-        np.testing.assert_array_equal(a, b)
+        if tf.config.list_physical_devices("GPU"):  # whose sums have no fixed order
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(a, b)
 
 
 CONFIGS = {
