@@ -2,6 +2,10 @@
 
 import csv
 import math
+import os
+import pathlib
+import shutil
+import subprocess
 import sys
 
 import compiling
@@ -26,6 +30,7 @@ ALL = [
     *(("dense", name, DENSE) for name in [*dense.NAMES, *dense.ADAMAX]),
     *(("compiling", name, DENSE) for name in compiling.NAMES),
     *(("fit", name, FIT) for name in FIT_NAMES),
+    ("copy", "copy", {"bytes": 4096}),
 ]
 
 
@@ -37,6 +42,28 @@ def test_contenders(benchmark, name, problem):
         assert all(ms > 0 for ms in told)
     else:
         assert told == [None] * 3
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_native(tmp_path):
+    """It is built as it says."""
+    source = pathlib.Path(dense.__file__).with_name("native.cc")
+    lines = [x.removeprefix("//") for x in source.read_text().splitlines()]
+    i = next(i for i, x in enumerate(lines) if x.strip().startswith("flags()"))
+    shown = lines[i] + "\n" + " ".join(lines[i + 1 : i + 3])
+    command = shown.replace("native.cc", str(source))
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    problem = {**DENSE, "native": str(tmp_path / "native.so")}
+    step = contenders.make("dense", "native Adam, graph", problem)
+    assert [step() for _ in range(3)] == [None] * 3
 
 
 def test_zipf():
@@ -109,7 +136,7 @@ def test_a_contender_that_fails_is_told_of(set_flags):
 
 def test_ratios_are_to_the_baseline(set_flags, tmp_path, monkeypatch):
     set_flags(rows, f"--output={tmp_path}")
-    monkeypatch.setattr(harness, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(harness, "bandwidth", lambda gpu: 1e9)
     results = harness.Results("some")
     found = {n: {"ms": ms, "peak_bytes": 1e6} for n, ms in (("a", 2.0), ("b", 3.0))}
     results.add("title", found, "a", 1e6)

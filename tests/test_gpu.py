@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Of float32 matrices; a GPU takes ten bits of each number, if not told."""
+    """Of float32 matrices; a GPU takes ten bits of each number, unless told."""
     tf.config.experimental.enable_tensor_float_32_execution(False)
     yield
     tf.config.experimental.enable_tensor_float_32_execution(True)

@@ -55,6 +55,9 @@ def test_ids_outside_the_table_touch_nothing_under_xla(mode, outside):
     np.testing.assert_allclose(table.numpy()[1:3], 0.9, rtol=1e-6)
     np.testing.assert_array_equal(table.numpy()[[0, 3]], 1)
     if tf.config.list_physical_devices("GPU"):
+        tf.function(apply)(tf.constant([1, 2, outside, -1]))
+        assert (table.numpy()[1:3] < 0.9).all()
+        np.testing.assert_array_equal(table.numpy()[[0, 3]], 1)
         return
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"= {outside} is not"):
         tf.function(apply)(tf.constant([1, 2, outside, -1]))

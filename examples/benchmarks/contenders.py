@@ -138,31 +138,48 @@ def torch_waiting(step: Callable[[], Any]) -> Step:
 
 
 def torch_device() -> str:
-    """That of all tensors made from here on: a GPU, if there is one."""
+    """A GPU, if there is one."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_default_device(device)
-    return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpu(name: str) -> str:
+    """That on which a contender computes, or nothing."""
+    library = name.split()[0]
+    if library == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    if library == "optax":
+        import jax
+
+        return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else ""
+    import tensorflow as tf
+
+    for device in tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(device)["device_name"]
+    return ""
 
 
 def rows_torch(name: str, problem: dict[str, Any]) -> Step:
     import torch
 
-    torch_device()
+    to = {"device": torch_device()}
     shape = problem["rows"], problem["width"]
     tables = [
-        torch.nn.Parameter(torch.randn(shape)) for _ in range(problem.get("tables", 1))
+        torch.nn.Parameter(torch.randn(shape, **to))
+        for _ in range(problem.get("tables", 1))
     ]
     optimizer = torch_optimizer(name, tables)
-    batches = itertools.cycle([torch.tensor(x) for x in draw(problem)])
-    values = torch.randn(problem["ids"], problem["width"])
+    batches = itertools.cycle([torch.tensor(x, **to) for x in draw(problem)])
+    values = torch.randn(problem["ids"], problem["width"], **to)
 
     def gradient(ids: Any) -> Any:
         """As `torch.nn.Embedding` gives it, with `sparse=True` or without."""
         if name == "torch SparseAdam":
             return torch.sparse_coo_tensor(ids[None], values, shape)
-        return torch.zeros(shape).index_add_(0, ids, values)
+        return torch.zeros(shape, **to).index_add_(0, ids, values)
 
     def step() -> None:
         ids = next(batches)
@@ -247,7 +264,8 @@ def main() -> None:
     # Not `ru_maxrss`, which begins with what the parent process had.
     status = pathlib.Path("/proc/self/status").read_text()
     [kilobytes] = re.findall(r"VmHWM:\s+(\d+) kB", status)
-    print(json.dumps({"peak_bytes": 1024 * int(kilobytes)}), file=out, flush=True)
+    told = {"peak_bytes": 1024 * int(kilobytes), "gpu": gpu(name)}
+    print(json.dumps(told), file=out, flush=True)
     for line in sys.stdin:
         ms = []
         for _ in range(int(line)):

@@ -4,7 +4,7 @@
     python examples/benchmarks/dense.py
 
 Lists of float32 variables: one large, a few, many small ones, and those of a model like
-BERT-base.
+BERT-base. --native=native.so adds a kernel of one pass: see `native.cc`.
 """
 
 from __future__ import annotations
@@ -49,14 +49,16 @@ def measure(results: harness.Results) -> None:
         scaled = [[max(1, round(s[0] * FLAGS.scale)), *s[1:]] for s in shapes]
         # Read: g, theta, m, v; written: theta, m, v.
         must_move = 7 * 4 * sum(int(np.prod(s)) for s in scaled)
+        native = ["native Adam, graph"] if FLAGS.native else []
+        problem = {"shapes": scaled, "native": FLAGS.native}
         for names, baseline in (
-            (NAMES, "keras Adam, graph"),
+            ([*NAMES, *native], "keras Adam, graph"),
             (ADAMAX, "keras Adamax, graph"),
         ):
             names = harness.wanted(names)
             if not names:
                 continue
-            entries = {name: (name, {"shapes": scaled}) for name in names}
+            entries = {name: (name, problem) for name in names}
             found = harness.race("dense", entries)
             baseline = baseline if baseline in names else names[0]
             results.add(title, found, baseline, must_move)

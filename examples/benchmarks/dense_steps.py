@@ -17,6 +17,8 @@ def dense_tensorflow(name: str, problem: dict[str, Any]) -> contenders.Step:
     gradients = [tf.random.normal(shape) for shape in problem["shapes"]]
     if name == "ResourceApplyAdam":
         return kernel(gradients)
+    if name == "native Adam":
+        return native(problem["native"], gradients)
     optimizer = contenders.keras_optimizer(name)
     variables = [
         keras.Variable(tf.random.normal(shape), name=f"v_{i}")
@@ -64,21 +66,42 @@ def kernel(gradients: list[Any]) -> contenders.Step:
     return contenders.waiting(lambda: apply(gradients))
 
 
+def native(library: str, gradients: list[Any]) -> contenders.Step:
+    """The kernel of `native.cc`."""
+    import tensorflow as tf
+
+    one_pass = tf.load_op_library(library).one_pass_adam
+    slots = [
+        [tf.Variable(make(g.shape)) for make in (tf.random.normal, tf.zeros, tf.zeros)]
+        for g in gradients
+    ]
+    t = tf.Variable(0.0)
+
+    @tf.function
+    def apply(gradients):
+        t.assign_add(1.0)
+        alpha = 1e-3 * tf.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        for state, g in zip(slots, gradients):
+            one_pass(*(v.handle for v in state), g, alpha, 0.9, 0.999, 1e-8)
+
+    return lambda: apply(gradients)
+
+
 def copy(name: str, problem: dict[str, Any]) -> contenders.Step:
     """Of so many bytes, within a device."""
     import tensorflow as tf
 
     there = tf.Variable(tf.ones(problem["bytes"] // 4))
     new = tf.random.normal(there.shape)
-    assign = tf.function(lambda: there.assign(new), jit_compile=True)
+    assign = tf.function(lambda: there.assign(new + 1.0), jit_compile=True)
     return contenders.waiting(assign)
 
 
 def dense_torch(name: str, problem: dict[str, Any]) -> contenders.Step:
     import torch
 
-    contenders.torch_device()
-    variables = [torch.nn.Parameter(torch.randn(s)) for s in problem["shapes"]]
+    to = {"device": contenders.torch_device()}
+    variables = [torch.nn.Parameter(torch.randn(s, **to)) for s in problem["shapes"]]
     for v in variables:
         v.grad = torch.randn_like(v)
     return contenders.torch_waiting(contenders.torch_optimizer(name, variables).step)

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_string(
         "addons_python", None, "One that has TF Addons: see `legacy.py`.", **to
     )
+    flags.DEFINE_string("native", None, "What was built of `native.cc`.", **to)
     flags.DEFINE_string("output", "results", "Folder for tables and pictures.", **to)
 
 
@@ -50,7 +50,12 @@ def interpreter(name: str) -> str | None:
 
 
 class Worker:
-    """A contender's process, warm. Its `peak_bytes` are the most memory it has had."""
+    """A contender's process, warm.
+
+    Attributes:
+        peak_bytes: The most memory of the machine, not of a GPU, it has had.
+        gpu: The one that it computes on, or nothing.
+    """
 
     def __init__(self, benchmark: str, name: str, problem: dict[str, Any]) -> None:
         self.name = name
@@ -68,7 +73,8 @@ class Worker:
             stderr=self.errors,
             text=True,
         )
-        self.peak_bytes = self._answer()["peak_bytes"]
+        told = self._answer()
+        self.peak_bytes, self.gpu = told["peak_bytes"], told["gpu"]
 
     def _answer(self) -> Any:
         line = self.process.stdout.readline()
@@ -104,7 +110,7 @@ def race(
     and of all rounds again the median.
 
     Args:
-        benchmark: "rows", "dense" or "fit".
+        benchmark: One of `contenders.MAKERS`.
         entries: Of each label, the contender and its problem.
         steps: In a round. None: as many as take 0.3 seconds, but 3 to 50.
     """
@@ -112,6 +118,9 @@ def race(
     try:
         for label, (name, problem) in entries.items():
             workers[label] = Worker(benchmark, name, problem)
+        gpus = {label: w.gpu or "the CPU" for label, w in workers.items()}
+        if len(set(gpus.values())) > 1:
+            sys.exit(f"A race is on one device, and these are on several: {gpus}.")
         counts = {
             label: steps or int(np.clip(300 / np.median(w.steps(3)), 3, 50))
             for label, w in workers.items()
@@ -140,12 +149,14 @@ def wanted(names: list[str]) -> list[str]:
     ]
 
 
-def bandwidth() -> float:
+def bandwidth(gpu: str) -> float:
     """Bytes a second that all cores, or a GPU, read and write, copying large arrays."""
-    if gpu():
-        n = 2**30
-        [copy] = race("copy", {"copy": ("copy", {"bytes": n})}).values()
-        return 2 * n / (1e-3 * copy["ms"])
+    if gpu:
+        sizes = 2**30, 2**32
+        copies = {str(n): ("copy", {"bytes": n}) for n in sizes}
+        few, many = (x["ms"] for x in race("copy", copies).values())
+        # The time to start and to wait is in both.
+        return 2 * (sizes[1] - sizes[0]) / (1e-3 * (many - few))
     cores = len(os.sched_getaffinity(0))
     arrays = [(np.ones(2**25), np.ones(2**25)) for _ in range(cores)]
     moved = sum(a.nbytes + b.nbytes for a, b in arrays)
@@ -158,23 +169,14 @@ def bandwidth() -> float:
     return moved / best
 
 
-def gpu() -> str:
-    """Its name, or nothing."""
-    if not shutil.which("nvidia-smi"):
-        return ""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    names = subprocess.run(query, capture_output=True, text=True).stdout
-    return next(iter(names.splitlines()), "")
-
-
-def machine() -> str:
+def machine(gpu: str) -> str:
     models = [
         line.split(":")[1].strip()
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
     cores = f"{len(models)} cores of {models[0] if models else platform.machine()}"
-    return f"{gpu()}, {cores}" if gpu() else cores
+    return f"{gpu}, {cores}" if gpu else cores
 
 
 class Results:
@@ -183,8 +185,12 @@ class Results:
     def __init__(self, name: str) -> None:
         self.name = name
         self.rows: list[dict[str, Any]] = []
-        self.bandwidth = bandwidth()
-        print(f"{machine()}; copies move {self.bandwidth / 1e9:.1f} GB/s", flush=True)
+        worker = Worker("copy", "copy", {"bytes": 2**20})
+        worker.close()
+        self.gpu = worker.gpu
+        self.bandwidth = bandwidth(self.gpu)
+        where, speed = machine(self.gpu), self.bandwidth / 1e9
+        print(f"{where}; copies move {speed:.1f} GB/s", flush=True)
 
     def add(
         self,
@@ -211,7 +217,7 @@ class Results:
                 "of": baseline,
                 "ratio": round(ms / results[baseline]["ms"], 4),
                 "of the bandwidth": "",
-                "peak MB": round(result["peak_bytes"] / 1e6),
+                "peak MB": "" if self.gpu else round(result["peak_bytes"] / 1e6),
             }
             if must_move:
                 least = 1e3 * must_move / self.bandwidth

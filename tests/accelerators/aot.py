@@ -22,8 +22,10 @@ os.environ.update(
     TPU_WORKER_HOSTNAMES="localhost",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # or a second process dies on a lock file
     TPU_LOG_DIR="disabled",
-    # Where no kernel can be run, none can be chosen by its time.
-    XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
+    # Where no kernel can be run, none can be chosen by its time. (TensorFlow's XLA, in
+    # the same process, reads them, too.)
+    XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false "
+    + os.environ.get("XLA_FLAGS", ""),
 )
 
 import jax
@@ -36,7 +38,7 @@ from jaxlib import _jax
 from jaxlib.mlir import ir
 
 TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
-# As NVIDIA's data sheets have it.
+# As NVIDIA's data sheets have it, with CUDA 12.9 and cuDNN 9.7.
 H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"

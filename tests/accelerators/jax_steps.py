@@ -1,4 +1,4 @@
-"""Train steps of Keras on JAX, those that `model.fit` jits, compiled for the same.
+"""Train steps of Keras on JAX, those that `model.fit` jits, compiled for chips.
 
 Keras's backend is chosen once a process: `run` runs this file in another, which prints
 a line of JSON for each step and chip.

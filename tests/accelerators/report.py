@@ -17,7 +17,7 @@ HEAD = """\
 # Steps compiled for TPUs and a GPU
 
 By `python tests/accelerators/report.py`, with the versions of the extra `accelerators`,
-on a machine without any: nothing here was executed. Tables have {rows:,} rows, batches
+on a machine with neither: nothing here was executed. Tables have {rows:,} rows, batches
 {ids:,} ids. `aliased` is the share of the state's bytes that a step updates where they
 are (above 1 where layouts pad, or with what not every step writes); `temporaries` are
 beside arguments and results; `copies` are of whole tables, or dense variables.
