@@ -158,7 +158,9 @@ def gpu(name: str) -> str:
     import tensorflow as tf
 
     for device in tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(device)["device_name"]
+        return tf.config.experimental.get_device_details(device).get(
+            "device_name", "GPU"
+        )
     return ""
 
 
@@ -264,8 +266,8 @@ def main() -> None:
     # Not `ru_maxrss`, which begins with what the parent process had.
     status = pathlib.Path("/proc/self/status").read_text()
     [kilobytes] = re.findall(r"VmHWM:\s+(\d+) kB", status)
-    told = {"peak_bytes": 1024 * int(kilobytes), "gpu": gpu(name)}
-    print(json.dumps(told), file=out, flush=True)
+    about = {"peak_bytes": 1024 * int(kilobytes), "gpu": gpu(name)}
+    print(json.dumps(about), file=out, flush=True)
     for line in sys.stdin:
         ms = []
         for _ in range(int(line)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import contenders
@@ -67,13 +68,20 @@ def kernel(gradients: list[Any]) -> contenders.Step:
 
 
 def native(library: str, gradients: list[Any]) -> contenders.Step:
-    """The kernel of `native.cc`."""
+    import tensorflow as tf
+
+    variables = [tf.Variable(tf.random.normal(g.shape)) for g in gradients]
+    apply = native_steps(library, variables)
+    return lambda: apply(gradients)
+
+
+def native_steps(library: str, variables: list[Any]) -> Callable[[list[Any]], None]:
+    """Steps of the kernel of `native.cc`, which is for a CPU."""
     import tensorflow as tf
 
     one_pass = tf.load_op_library(library).one_pass_adam
     slots = [
-        [tf.Variable(make(g.shape)) for make in (tf.random.normal, tf.zeros, tf.zeros)]
-        for g in gradients
+        (v, *(tf.Variable(tf.zeros(v.shape)) for _ in range(2))) for v in variables
     ]
     t = tf.Variable(0.0)
 
@@ -84,7 +92,7 @@ def native(library: str, gradients: list[Any]) -> contenders.Step:
         for state, g in zip(slots, gradients):
             one_pass(*(v.handle for v in state), g, alpha, 0.9, 0.999, 1e-8)
 
-    return lambda: apply(gradients)
+    return apply
 
 
 def copy(name: str, problem: dict[str, Any]) -> contenders.Step:
@@ -93,6 +101,7 @@ def copy(name: str, problem: dict[str, Any]) -> contenders.Step:
 
     there = tf.Variable(tf.ones(problem["bytes"] // 4))
     new = tf.random.normal(there.shape)
+    # Plus 1, so that numbers move and not a buffer's name alone.
     assign = tf.function(lambda: there.assign(new + 1.0), jit_compile=True)
     return contenders.waiting(assign)
 

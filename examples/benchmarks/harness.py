@@ -103,7 +103,7 @@ def race(
     entries: dict[str, tuple[str, dict[str, Any]]],
     steps: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds and peak bytes of each entry.
+    """Median milliseconds, peak bytes and GPU of each entry.
 
     In a round each entry takes steps that do not count, so that none is timed with
     another's data in the caches, then those that do: of the round they give a median,
@@ -132,7 +132,11 @@ def race(
                     worker.steps(2 + counts[label] // 10)
                 medians[label].append(float(np.median(worker.steps(counts[label]))))
         return {
-            label: {"ms": float(np.median(ms)), "peak_bytes": workers[label].peak_bytes}
+            label: {
+                "ms": float(np.median(ms)),
+                "peak_bytes": workers[label].peak_bytes,
+                "gpu": workers[label].gpu,
+            }
             for label, ms in medians.items()
         }
     finally:
@@ -152,7 +156,7 @@ def wanted(names: list[str]) -> list[str]:
 def bandwidth(gpu: str) -> float:
     """Bytes a second that all cores, or a GPU, read and write, copying large arrays."""
     if gpu:
-        sizes = 2**30, 2**32
+        sizes = 2**28, 2**30
         copies = {str(n): ("copy", {"bytes": n}) for n in sizes}
         few, many = (x["ms"] for x in race("copy", copies).values())
         # The time to start and to wait is in both.
@@ -207,6 +211,8 @@ class Results:
             baseline: A label.
             must_move: Bytes that every contender's step has to read and write.
         """
+        if any(result["gpu"] != self.gpu for result in results.values()):
+            sys.exit(f"Copies were timed on {self.gpu or 'the CPU'}, and {title} not.")
         print(f"\n{title}", flush=True)
         for label, result in results.items():
             ms = result["ms"]

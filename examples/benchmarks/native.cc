@@ -1,8 +1,8 @@
-// Algorithm 1 for dense gradients in one pass over memory: what a kernel of our own would
-// gain. Used by `dense.py --native=native.so` alone; no part of the package. To build it:
+// Adam (epsilon hat, the end of the paper's section 2) for dense gradients in one pass
+// over memory: what a kernel of our own would gain. Used by `dense.py --native=native.so` alone; no part of the package. To build it:
 //
 //     flags() { python -c "import tensorflow as tf; print(*tf.sysconfig.get_$1_flags())"; }
-//     g++ -w -std=c++17 -O3 -march=x86-64-v3 -fno-math-errno -fno-trapping-math
+//     g++ -w -std=c++17 -O3 -march=x86-64-v3 -fno-math-errno -fno-trapping-math \
 //         -shared -fPIC native.cc -o native.so $(flags compile) $(flags link)
 #include <cmath>
 

@@ -83,7 +83,8 @@ def torch_fit(name: str, problem: dict[str, Any]) -> Callable[[], float]:
     top = torch.nn.Sequential(
         torch.nn.Linear(problem["width"], 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)
     )
-    table.to(device), top.to(device)
+    table.to(device)
+    top.to(device)
     optimizers = [
         torch.optim.SparseAdam(table.parameters()),
         torch.optim.Adam(top.parameters(), fused=True),

@@ -38,7 +38,7 @@ from jaxlib import _jax
 from jaxlib.mlir import ir
 
 TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
-# As NVIDIA's data sheets have it, with CUDA 12.9 and cuDNN 9.7.
+# As NVIDIA's data sheets have it; with CUDA and cuDNN of about that compiler's age.
 H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
