@@ -162,7 +162,6 @@ def test_ratios_are_to_the_baseline(set_flags, tmp_path, monkeypatch):
     set_flags(rows, f"--output={tmp_path}")
     monkeypatch.setattr(harness, "bandwidth", lambda gpu: 1e9)
     results = harness.Results("some")
-    results.gpu = ""
     same = {"peak_bytes": 1e6, "gpu": ""}
     found = {n: {"ms": ms, **same} for n, ms in (("a", 2.0), ("b", 3.0))}
     results.add("title", found, "a", 1e6)

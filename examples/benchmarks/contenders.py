@@ -127,7 +127,7 @@ def torch_waiting(step: Callable[[], Any]) -> Step:
     """PyTorch's."""
     import torch
 
-    if not torch.cuda.is_available():
+    if torch_device() == "cpu":
         return step
 
     def call() -> None:
@@ -150,7 +150,7 @@ def gpu(name: str) -> str:
     if library == "torch":
         import torch
 
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        return torch.cuda.get_device_name() if torch_device() == "cuda" else ""
     if library == "optax":
         import jax
 

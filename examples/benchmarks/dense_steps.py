@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +80,8 @@ def native_steps(library: str, variables: list[Any]) -> Callable[[list[Any]], No
     """Steps of the kernel of `native.cc`, which is for a CPU."""
     import tensorflow as tf
 
-    one_pass = tf.load_op_library(library).one_pass_adam
+    # A name without a folder would be looked for among the system's libraries.
+    one_pass = tf.load_op_library(os.path.abspath(library)).one_pass_adam
     slots = [
         (v, *(tf.Variable(tf.zeros(v.shape)) for _ in range(2))) for v in variables
     ]

@@ -189,11 +189,11 @@ class Results:
     def __init__(self, name: str) -> None:
         self.name = name
         self.rows: list[dict[str, Any]] = []
-        worker = Worker("copy", "copy", {"bytes": 2**20})
-        worker.close()
-        self.gpu = worker.gpu
-        self.bandwidth = bandwidth(self.gpu)
-        where, speed = machine(self.gpu), self.bandwidth / 1e9
+        self.gpu: str | None = None  # not known before the first race
+
+    def _start(self, gpu: str) -> None:
+        self.gpu, self.bandwidth = gpu, bandwidth(gpu)
+        where, speed = machine(gpu), self.bandwidth / 1e9
         print(f"{where}; copies move {speed:.1f} GB/s", flush=True)
 
     def add(
@@ -211,7 +211,10 @@ class Results:
             baseline: A label.
             must_move: Bytes that every contender's step has to read and write.
         """
-        if any(result["gpu"] != self.gpu for result in results.values()):
+        gpu = results[baseline]["gpu"]  # of all, or `race` had ended
+        if self.gpu is None:
+            self._start(gpu)
+        if gpu != self.gpu:
             sys.exit(f"Copies were timed on {self.gpu or 'the CPU'}, and {title} not.")
         print(f"\n{title}", flush=True)
         for label, result in results.items():
