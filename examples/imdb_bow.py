@@ -32,7 +32,8 @@ INPUTS = ("dense", "words", "counts")
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-    experiment.define_flags(values, epochs=160, tune_epochs=5, grid=(1, 3, 10, 30, 100))
+    grid = 0.3, 1, 3, 10, 30, 100, 300
+    experiment.define_flags(values, epochs=160, tune_epochs=5, grid=grid)
     flags.DEFINE_multi_enum(
         "inputs", list(INPUTS), INPUTS, "Forms of the bags.", flag_values=values
     )

@@ -24,7 +24,8 @@ FLAGS = flags.FLAGS
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-    experiment.define_flags(values, epochs=45, tune_epochs=5, grid=(1, 3, 10, 30, 100))
+    grid = 0.3, 1, 3, 10, 30, 100, 300
+    experiment.define_flags(values, epochs=45, tune_epochs=5, grid=grid)
 
 
 def make_model(l2: float = 1e-4) -> keras.Model:
