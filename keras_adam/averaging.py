@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -104,6 +105,58 @@ class Averages:
                 table.assign(tf.cast(native(average), table.dtype))
 
 
+class Kept:
+    """Weights' own values while they hold their averages; put back once, or at its end.
+
+    Only callbacks keep it.
+    """
+
+    # By optimizer.
+    all: ClassVar = weakref.WeakValueDictionary()
+    # Of each weight itself, its value, its average.
+    _weights: Sequence[tuple[tf.Variable, tf.Tensor, tf.Variable]] = ()
+
+    def __init__(self, optimizer: Any) -> None:
+        optimizer.settle()
+        self._optimizer, self._step = optimizer, optimizer._steps_done()
+        weights = []
+        for pair in zip(
+            optimizer._trainable_variables,
+            optimizer._model_variables_moving_average,
+            strict=True,
+        ):
+            if pair[1] is not None:
+                copies = (rows.components(tf_variable(v)) for v in pair)
+                weights += [(x, x.read_value(), a) for x, a in zip(*copies)]
+        self._weights = weights
+        self.all[optimizer] = self
+        optimizer._overwrite_model_variables_with_average_value(
+            optimizer._trainable_variables
+        )
+
+    def _untouched(self) -> Iterator[tuple[tf.Variable, tf.Tensor]]:
+        """Weights that still hold the averages, and their own values."""
+        if self._optimizer._steps_done() == self._step:
+            for x, value, average in self._weights:
+                inside = tf.cast(average, x.dtype)
+                if tf.reduce_all((x == inside) | ((x != x) & (inside != inside))):
+                    yield x, value
+
+    def stand(self) -> bool:
+        """Whether all of the weights are averages, and none has been put back."""
+        return 0 < len(self._weights) == len([*self._untouched()])
+
+    def put_back(self) -> None:
+        with tf.init_scope():  # the garbage collector may come while a step is traced
+            for x, value in self._untouched():
+                x.assign(value)
+        self._weights = ()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.put_back()
+
+
 class EvaluateAverages(keras.callbacks.Callback):
     """Evaluates and predicts with the averaged weights, section 7.2's.
 
@@ -116,8 +169,12 @@ class EvaluateAverages(keras.callbacks.Callback):
     averages; then they get their own values back, bit for bit. (Keras's SwapEMAWeights
     adds and subtracts, which rounds them, and takes no half-precision weights.) That
     takes the memory of the weights once more. If an evaluation is interrupted, they
-    get them back at this callback's next event or its end, unless they have been
-    trained or loaded since. At the end of `fit` Keras makes the averages the weights.
+    get them back at this callback's next event, or when it ends, or when training
+    starts with another, unless they have been trained or loaded since: Python ends it
+    only after the `except` block, and an interactive session only with the next
+    error. `on_test_end()` gives them back at once; have it called before you save
+    weights or train on without such a callback. At the end of `fit` Keras makes the
+    averages the weights.
 
     Between evaluations the model holds its own weights, and so does a file that
     `ModelCheckpoint` writes then, with the averages in its optimizer: load that, and
@@ -133,9 +190,8 @@ class EvaluateAverages(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        # The optimizer and its step; of each weight itself, its value, its average.
-        self._kept: tuple[Any, int, list[tuple[tf.Variable, tf.Tensor, Any]]] | None
-        self._kept = None
+        self._kept: Kept | None = None
+        self._took = False  # by this callback, and not by one that is at it
 
     def set_model(self, model: Any) -> None:
         self._put_back()
@@ -157,32 +213,22 @@ class EvaluateAverages(keras.callbacks.Callback):
         optimizer = self._optimizer()
         if not optimizer.built or not optimizer._steps_done():
             return  # no step, no average
-        optimizer.settle()
-        kept = []
-        for pair in zip(
-            optimizer._trainable_variables,
-            optimizer._model_variables_moving_average,
-            strict=True,
-        ):
-            if pair[1] is not None:
-                copies = (rows.components(tf_variable(v)) for v in pair)
-                kept += [(x, x.read_value(), average) for x, average in zip(*copies)]
-        self._kept = optimizer, optimizer._steps_done(), kept
-        optimizer._overwrite_model_variables_with_average_value(
-            optimizer._trainable_variables
-        )
+        self._kept = Kept.all.get(optimizer)
+        self._took = not (self._kept and self._kept.stand())
+        if self._took:
+            self._put_back_all()
+            self._kept = Kept(optimizer)
 
     def _put_back(self) -> None:
-        if self._kept is None:
-            return
-        (optimizer, step, kept), self._kept = self._kept, None
-        with tf.init_scope():  # the garbage collector may come while a step is traced
-            if optimizer._steps_done() != step:
-                return
-            for x, value, average in kept:
-                inside = tf.cast(average, x.dtype)
-                if tf.reduce_all((x == inside) | ((x != x) & (inside != inside))):
-                    x.assign(value)
+        if self._kept and self._took:
+            self._kept.put_back()
+        self._kept = None  # if it was the last to know of it, puts back too
+
+    def _put_back_all(self) -> None:
+        self._put_back()
+        kept = Kept.all.get(self._optimizer())
+        if kept:
+            kept.put_back()
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._take_averages()
@@ -197,11 +243,7 @@ class EvaluateAverages(keras.callbacks.Callback):
         self._put_back()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._put_back()
+        self._put_back_all()
 
     def on_train_batch_begin(self, batch: Any, logs: Any = None) -> None:
-        self._put_back()
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self._put_back()
+        self._put_back_all()

@@ -437,7 +437,7 @@ class Stop(keras.callbacks.Callback):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("how", ["fit", "evaluate", "dropped"])
+@pytest.mark.parametrize("how", ["fit", "evaluate", "dropped", "another"])
 @pytest.mark.parametrize("mode", ["exact", "dense"])
 def test_an_interrupted_evaluation(mode, how):
     model, callback = compiled(mode), EvaluateAverages()
@@ -451,10 +451,15 @@ def test_an_interrupted_evaluation(mode, how):
     if how == "fit":
         model.stop_training = False
         callback.set_model(model)
+    elif how == "another":
+        other = EvaluateAverages()
+        model.evaluate(x, y, verbose=0, callbacks=[other])  # is no training
+        assert np.abs(model.get_weights()[0] - before[0]).max() > 1e-3
+        other.on_train_begin()
     elif how == "evaluate":
         model.evaluate(x, y, verbose=0, callbacks=[callback])
     else:
-        callback.__del__()
+        callback._kept = None  # as when it ends
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
 
@@ -499,9 +504,43 @@ def test_weights_trained_or_loaded_after_an_interruption_stay():
     model, callback = interrupted()
     loaded = [w + 1 for w in model.get_weights()]
     model.set_weights(loaded)
-    callback.__del__()
+    callback._kept = None  # as when it ends
     for a, b in zip(model.get_weights(), loaded):
         np.testing.assert_array_equal(a, b)
+
+
+def test_one_of_two_callbacks_ends_while_the_other_evaluates():
+    model, callback = interrupted()
+    x, y = make_data()
+    inside, kept, during = model.get_weights(), [callback], []
+
+    class End(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            if kept:
+                kept.pop()._kept = None
+            during.append(model.get_weights())
+
+    loss = model.evaluate(x, y, verbose=0, callbacks=[EvaluateAverages(), End()])
+    np.testing.assert_allclose(loss, loss_of(inside), rtol=1e-5)
+    for a, b in zip(during[-1], inside):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(model.get_weights()[0] - inside[0]).max() > 1e-3  # put back
+
+
+def test_an_evaluation_within_another():
+    model, x, y = compiled(), *make_data()
+    model.train_on_batch(x[:8], y[:8])
+    before, during = model.get_weights(), []
+
+    class Within(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            model.predict(x, verbose=0, callbacks=[EvaluateAverages()])
+            during.append(model.get_weights())
+
+    model.evaluate(x, y, verbose=0, callbacks=[EvaluateAverages(), Within()])
+    for a, b, average in zip(model.get_weights(), before, averages(model)):
+        np.testing.assert_array_equal(a, b)
+        assert all(np.array_equal(w, average) for w in [x.pop(0) for x in during])
 
 
 def test_nothing_is_put_back_by_a_traced_step():
@@ -510,7 +549,7 @@ def test_nothing_is_put_back_by_a_traced_step():
 
     @tf.function(autograph=False)
     def step():
-        callback.__del__()  # as the garbage collector may at any time
+        callback._kept = None  # as the garbage collector may at any time
         return tf.constant(0)
 
     step()
