@@ -12,12 +12,12 @@ __all__ = ["AdaMax", "Adam", "Embedding", "schedules"]
 __version__ = "0.1.0"
 
 if backend.tf is not None:
-    from keras_adam import diagnostics
+    from keras_adam import averaging, diagnostics
 
-    __all__ += ["diagnostics"]
+    __all__ += ["averaging", "diagnostics"]
 elif not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        if name == "diagnostics":
-            importlib.import_module("keras_adam.diagnostics")  # tells what it needs
+        if name in ("averaging", "diagnostics"):
+            importlib.import_module(f"keras_adam.{name}")  # tells what it needs
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_adam.backend import Optimizer, tails, tf
 from keras_adam.base import Step, moving_average, one_minus_power
-from keras_adam.checks import check_epsilon
+from keras_adam.checks import check_epsilon, check_flags
 from keras_adam.migration import AdamMigration
 
 
@@ -165,6 +165,9 @@ class Adam(AdamMigration, Optimizer):
             **base,
         )
         check_epsilon(epsilon)
+        check_flags(
+            epsilon_hat=epsilon_hat, bias_correction=bias_correction, amsgrad=amsgrad
+        )
         self.epsilon = epsilon
         self.epsilon_hat = epsilon_hat
         self.bias_correction = bias_correction

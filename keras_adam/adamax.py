@@ -65,7 +65,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
     float32 and cast once.
 
     Args:
-        learning_rate: The paper's alpha, finite and at least 0: a float, a
+        learning_rate: The paper's alpha, finite and at least 0 (0.002, the paper's;
+            0.001 in `keras.optimizers.Adamax`): a float, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable
             without arguments.
         beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
@@ -108,6 +109,12 @@ class AdaMax(AdaMaxMigration, Optimizer):
         seed: int = 0,
         **base: Any,
     ) -> None:
+        if "epsilon" in base:
+            raise ValueError(
+                "AdaMax has no `epsilon`: where u is 0, the step is. Received: "
+                f"epsilon={base['epsilon']!r}. Leave it out; for an optimizer of "
+                "Keras's use `AdaMax.from_keras`."
+            )
         super().__init__(
             *(learning_rate, beta_1, beta_2, sparse_updates),
             stochastic_rounding=stochastic_rounding,

@@ -112,7 +112,7 @@ class Kept:
     """
 
     # By optimizer.
-    all: ClassVar = weakref.WeakValueDictionary()
+    all: ClassVar[Any] = weakref.WeakValueDictionary()
     # Of each weight itself, its value, its average.
     _weights: Sequence[tuple[tf.Variable, tf.Tensor, tf.Variable]] = ()
 

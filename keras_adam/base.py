@@ -127,7 +127,8 @@ class BaseOptimizer(keras.optimizers.Optimizer):
         if not callable(beta_1):
             checks.check_range("beta_1", beta_1)
         checks.check_range("beta_2", beta_2)
-        if sparse_updates not in SPARSE_UPDATES:
+        text = isinstance(sparse_updates, str)
+        if not text or sparse_updates not in SPARSE_UPDATES:
             raise ValueError(
                 f"`sparse_updates` must be one of {SPARSE_UPDATES}. Received: "
                 f"sparse_updates={sparse_updates!r}."

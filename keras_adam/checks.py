@@ -21,8 +21,17 @@ def check_range(name: str, value: float) -> None:
     if not is_number(value) or not 0 <= np.float32(value) < 1:
         raise ValueError(
             f"`{name}` must be in [0, 1), in float32 too. Received: {name}={value!r}. "
-            "It is the share of the old average that each step keeps."
+            "It is the share of the old average that each step keeps. Convert tensors "
+            "and arrays by `float`."
         )
+
+
+def check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):  # "False" would be true
+            raise ValueError(
+                f"`{name}` must be True or False. Received: {name}={value!r}."
+            )
 
 
 def check_learning_rate(value: Any) -> None:
@@ -45,15 +54,21 @@ def check_epsilon(value: Any) -> None:
 
 def checked_base(arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `keras.optimizers.Optimizer`, which takes them as they come."""
+    arguments = dict(arguments)
     for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
         value = arguments.get(name)
         if value is False:  # as Keras takes it
-            arguments = {**arguments, name: None}
+            arguments[name] = None
         elif value is not None and not (is_number(value) and 0 <= value < math.inf):
             raise ValueError(
                 f"`{name}` must be a finite number, at least 0, or None. Received: "
                 f"{name}={value!r}."
             )
+    for name, value in arguments.items():  # NumPy's dtypes would stay what they are
+        if is_number(value):
+            whole = isinstance(value, numbers.Integral)
+            arguments[name] = int(value) if whole else float(value)
+    check_flags(use_ema=arguments.get("use_ema", False))
     scale = arguments.get("loss_scale_factor")
     if scale is not None and not (is_number(scale) and 0 < scale < math.inf):
         raise ValueError(
@@ -76,11 +91,7 @@ def checked_base(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_rounding(stochastic: Any, moments_dtype: Any, seed: Any) -> None:
-    if not isinstance(stochastic, bool):
-        raise ValueError(
-            "`stochastic_rounding` must be True or False. Received: "
-            f"stochastic_rounding={stochastic!r}."
-        )
+    check_flags(stochastic_rounding=stochastic)
     strings = moments_dtype is None or isinstance(moments_dtype, str)
     if not strings or moments_dtype not in MOMENTS_DTYPES:
         raise ValueError(
@@ -139,7 +150,7 @@ def check_gradient(g: Any, variable: Any) -> None:
     sparse = hasattr(g, "indices") and hasattr(g, "values")
     values, wanted = g.values if sparse else g, tuple(variable.shape)
     if not hasattr(values, "shape") or not hasattr(values, "dtype"):
-        return  # a list, say
+        values = keras.ops.convert_to_tensor(values)  # a list, say
     dtype = keras.backend.standardize_dtype(values.dtype)
     if "float" not in dtype and "int" not in dtype:
         raise ValueError(

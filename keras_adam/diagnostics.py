@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import numbers
 import os
 from collections.abc import Callable
 from typing import Any
@@ -91,17 +92,23 @@ class StepDiagnostics(keras.callbacks.Callback):
         log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        whole = isinstance(every, numbers.Integral) and not isinstance(every, bool)
+        if not whole or every < 1:
             raise ValueError(
                 "`every`, the number of updates from one log to the next, must be a "
                 f"positive int. Received: every={every!r}. Use 100, for example."
             )
+        for name, path in (("csv_path", csv_path), ("log_dir", log_dir)):
+            if not isinstance(path, str | os.PathLike | None):
+                raise ValueError(
+                    f"`{name}` must be a path or None. Received: {name}={path!r}."
+                )
         if csv_path is None and log_dir is None:
             raise ValueError(
                 "There is nowhere to log to. Received: csv_path=None, log_dir=None. "
                 "Give a file as `csv_path`, or a folder for TensorBoard as `log_dir`."
             )
-        self.every, self.csv_path, self.log_dir = every, csv_path, log_dir
+        self.every, self.csv_path, self.log_dir = int(every), csv_path, log_dir
         self._optimizer: Any = None
         self._compiled: dict[Any, Callable[[], tf.Tensor]] = {}
         self._writer: Any = None

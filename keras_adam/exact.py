@@ -115,9 +115,11 @@ class ExactRows:
 
     def _check_exact(self, variables: Sequence[Any] = ()) -> None:
         """Plans the tails, or raises; with a schedule, where these variables owe."""
-        exact = self.sparse_updates == "exact"
-        if exact and (not callable(self.beta_1) or any(map(self._owes, variables))):
+        exact, schedule = self.sparse_updates == "exact", callable(self.beta_1)
+        if exact and (not schedule or any(map(self._owes, variables))):
             self._plan = self._make_plan(self._largest_beta_1())
+        elif schedule and variables:
+            self._beta_1_at(0)
 
     def _mode(self, variable: Any) -> str:
         """`sparse_updates`, but where something reads the whole table each step."""
@@ -159,10 +161,21 @@ class ExactRows:
         steps = {0, *(round(1.25**k) for k in range(63))}
         for k in getattr(self.beta_1, "boundaries", ()):  # PiecewiseConstantDecay's
             steps |= {int(k), int(k) + 1}
-        with tf.init_scope():
-            largest = max(float(self.beta_1(tf.constant(k))) for k in steps)
-        check_range("beta_1", largest)
-        return largest
+        return max(map(self._beta_1_at, steps))
+
+    def _beta_1_at(self, step: int) -> float:
+        assert callable(self.beta_1)
+        try:
+            with tf.init_scope():
+                value = float(self.beta_1(tf.constant(step)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "`beta_1`, if callable, must take the step, counted from 0, and return "
+                f"a number in [0, 1). Received: beta_1={self.beta_1!r}, which for "
+                f"step {step} raised: {error}"
+            ) from error
+        check_range(f"beta_1({step})", value)
+        return value
 
     def _reckoned_with(self) -> dict[str, Any]:
         """Those that rows' debts are reckoned with."""
@@ -354,7 +367,9 @@ class ExactRows:
                 t,
                 self._lead(self._scalars(step)),
                 beta_1,
-                self._checked_decay(step.alpha * self.weight_decay)
+                self._checked_decay(
+                    step.alpha * tf.cast(self.weight_decay, step.alpha.dtype)
+                )
                 if history.decays
                 else None,
             )

@@ -6,6 +6,7 @@ Each in eager mode, in graph mode and under XLA, where it can differ. See also
 `test_rows.py` (ids outside a table under XLA).
 """
 
+import json
 import math
 
 import cases
@@ -60,6 +61,10 @@ ARGUMENTS = {
     "rounding_text": ({"stochastic_rounding": "a"}, "rounding.*True or False.*'a'"),
     "moments_half": ({"moments_dtype": "float16"}, "moments_dtype.*one of.*float16"),
     "moments_dtype": ({"moments_dtype": np.dtype("float64")}, "moments_dtype.*float64"),
+    "mode_array": ({"sparse_updates": np.array(["exact"])}, "sparse_updates.*array"),
+    "mode_tensor": ({"sparse_updates": tf.constant("a")}, "sparse_updates.*Tensor"),
+    "ema_flag": ({"use_ema": "False"}, "use_ema.*True or False.*'False'"),
+    "ema_flag_nan": ({"use_ema": NAN}, "use_ema.*True or False.*nan"),
     "seed_bool": ({"seed": True}, "seed.*integer.*True"),
     "seed_half": ({"seed": 0.5}, "seed.*integer.*0.5"),
     "every": ({"use_ema": True, "ema_overwrite_frequency": 0.5}, "frequency.*0.5"),
@@ -84,6 +89,68 @@ def test_arguments_as_keras_takes_them(cls):
     ours.apply([slices([0])], [variable])
     ours.apply([], [variable])
     assert int(ours.iterations) == 1
+
+
+@EXECUTION
+@CLASSES
+def test_numpy_numbers(cls, execution):
+    """As Python's own, of the weight's dtype."""
+    ends = []
+    for number in (float, np.float64):
+        options = {"weight_decay": 0.1, "global_clipnorm": 0.5, "ema_momentum": 0.9}
+        options = {name: number(x) for name, x in options.items()}
+        every = np.int64(2) if number is np.float64 else 2
+        optimizer = cls(0.1, use_ema=True, ema_overwrite_frequency=every, **options)
+        variable = table()
+        optimizer.build([variable])
+        if number is np.float64:
+            optimizer.weight_decay = np.float64(0.1)
+        take(execution, optimizer, [slices([0, 3])], [variable], n=3)
+        ends.append(variable.numpy())
+        json.dumps({name: optimizer.get_config()[name] for name in options})
+    np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["epsilon_hat", "bias_correction", "amsgrad"])
+@pytest.mark.parametrize("value", ["False", None, [0.5]])
+def test_flags(name, value):
+    with pytest.raises(ValueError, match=f"{name}.*True or False"):
+        keras_adam.Adam(**{name: value})
+    assert keras_adam.Adam(**{name: np.bool_(True)})
+
+
+def test_adamax_has_no_epsilon():
+    with pytest.raises(ValueError, match=r"AdaMax has no `epsilon`.*1e-07.*from_keras"):
+        keras_adam.AdaMax(epsilon=1e-7)
+    with pytest.raises(ValueError, match=r"AdaMax has no `epsilon`.*from_keras"):
+        keras_adam.AdaMax.from_config(keras.optimizers.Adamax().get_config())
+
+
+@pytest.mark.parametrize(
+    "beta_1, message",
+    [
+        (lambda step: 1.5, r"beta_1\(0\).*\[0, 1\).*1.5"),
+        (lambda step: -0.5, r"beta_1\(0\).*-0.5"),
+        (lambda step: NAN, r"beta_1\(0\).*nan"),
+        (lambda: 0.9, "`beta_1`, if callable, must take the step.*raised"),
+        (lambda step: "a", "`beta_1`, if callable, must take the step.*raised"),
+    ],
+)
+@MODES
+@CLASSES
+def test_schedules_of_beta_1(cls, mode, beta_1, message):
+    with pytest.raises(ValueError, match=message):
+        cls(beta_1=beta_1, sparse_updates=mode).build([table()])
+
+
+@EXECUTION
+@CLASSES
+@pytest.mark.parametrize("gradient", [1.0, [1.0], [[1.0, 1.0]]])
+def test_gradients_that_are_no_tensors(cls, execution, gradient):
+    optimizer, variable = cls(), table()
+    with pytest.raises(ValueError, match=r"must have the shape \(4, 2.*not broadcast"):
+        take(execution, optimizer, [gradient], [variable])
+    np.testing.assert_array_equal(variable.numpy(), 1)
 
 
 @pytest.mark.parametrize("epsilon", ["1e-8", None, True, math.inf, np.ones(2)])

@@ -366,6 +366,7 @@ def test_loss_scale_optimizer(tmp_path):
         ({"every": -5, "csv_path": "x"}, "every=-5"),
         ({"every": 2.5, "csv_path": "x"}, r"every=2\.5"),
         ({"every": True, "csv_path": "x"}, "every=True"),
+        ({"every": 1, "csv_path": 3.5}, "`csv_path` must be a path.*3.5"),
         ({"every": 10}, "csv_path=None, log_dir=None.*Give a file"),
     ],
 )

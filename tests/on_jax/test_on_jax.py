@@ -292,6 +292,8 @@ def test_what_needs_tensorflow_says_so():
             importlib.import_module(f"keras_adam.{name}")
     with pytest.raises(ImportError, match="diagnostics needs Keras on TensorFlow"):
         _ = keras_adam.diagnostics
+    with pytest.raises(ImportError, match="averaging needs Keras on TensorFlow"):
+        _ = keras_adam.averaging
     with pytest.raises(ImportError, match="diagnostics needs Keras on TensorFlow"):
         from keras_adam import diagnostics  # noqa: F401
     exec("from keras_adam import *", {})
