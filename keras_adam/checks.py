@@ -141,7 +141,8 @@ def check_known(unknown: Sequence[Any]) -> None:
             "Unknown variables: this optimizer can only be called for those it was "
             "built with. Received: "
             f"{', '.join(map(path, unknown))}. For "
-            "another set of variables, or another model, recreate a new optimizer."
+            "another set of variables, or another model, recreate a new optimizer. "
+            "Where `trainable` has changed since, call `model.compile` again."
         )
 
 

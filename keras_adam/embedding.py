@@ -74,7 +74,7 @@ class Embedding(keras.layers.Embedding):
             inputs = tf.sparse.to_dense(inputs)
         ids = inputs if inputs.dtype in ("int32", "int64") else tf.cast(inputs, "int32")
         ids = tf.where(ids < 0, ids + tf.cast(self.input_dim, ids.dtype), ids)
-        owner = owners.owner(table) or self._build_optimizer(table)
+        owner = self._owner(table)
         rows = owner.read(table, ids) if owner else ledger.gather(native, ids)
         return tf.cast(rows, self.compute_dtype)
 
@@ -96,25 +96,43 @@ class Embedding(keras.layers.Embedding):
         else:
             replica.merge_call(build)
 
-    def _build_optimizer(self, table: Any) -> Any:
-        """`evaluate` or `predict` before `fit`: the optimizer, built early.
+    def _owner(self, table: Any) -> Any:
+        """The table's; at `evaluate` or `predict` before `fit` the model's optimizer,
+        built early, since Keras keeps the compiled function for after, when rows owe.
 
-        Keras keeps the compiled function for after `fit`, when rows will owe.
+        After `compile` that is another than the owner, which may still live.
         """
         model = self._get_call_context().entry_layer
         self._maybe_reset_call_context()
         optimizer = getattr(model, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(optimizer, Optimizer) and not optimizer.built:
+        unbuilt = isinstance(optimizer, Optimizer) and not optimizer.built
+        if unbuilt and owners.is_for(owners.owner(table), model):
             # Where Keras only looks for shapes, new variables would have no value.
             for_shapes = _stateless_scope() is not None
             if not for_shapes and all(layer.built for layer in model._flatten_layers()):
                 self._build_outside(optimizer, model.trainable_variables)
         owner = owners.owner(table)
-        if owner is None and not tf.executing_eagerly():
+        if owner is not None and owner is optimizer:
+            owners.set_model(owner, model)
+        if not tf.executing_eagerly():
             graph = tf.compat.v1.get_default_graph()
             # `predict` before `compile`, which drops its function.
             own = graph.name.startswith("one_step_on_data")
             drops = own and not getattr(model, "compiled", True)
-            owners.note_reader(table, graph, model if drops else None)
+            owners.note_reader(table, graph, model if drops else None, owner)
         return owner
+
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """As Keras's: the table is kept as it is now, and read as it stands."""
+        self._settle()
+        super().enable_lora(*args, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """As Keras's, which refuses subclasses."""
+        self._settle()
+        super().quantize(*args, **{**kwargs, "type_check": False})
+
+    def _settle(self) -> None:
+        if tf is not None:
+            owners.settle(self._embeddings)

@@ -245,6 +245,7 @@ def _read_each(tables: list[tf.Variable], ids: tf.Tensor, debts: Debts) -> tf.Te
     return tf.reshape(out, tf.concat([tf.shape(ids), tables[0].shape[1:]], axis=0))
 
 
+@rows.registered
 @tf.custom_gradient  # type: ignore[untyped-decorator]
 def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
     """`tf.gather(now, place)`, with the gradient of theta there, as a tensor."""
@@ -255,6 +256,7 @@ def _repeat(theta: tf.Tensor, now: tf.Tensor, place: tf.Tensor) -> Any:
     return tf.gather(now, place), gradient
 
 
+@rows.registered
 @tf.custom_gradient  # type: ignore[untyped-decorator]
 def _in_place_of(stored: tf.Tensor, now: tf.Tensor) -> Any:
     """The rows as they are now, with the gradient of those that are stored."""

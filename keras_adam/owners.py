@@ -103,29 +103,49 @@ def set_owner(variable: Any, optimizer: Any) -> None:
     readers = getattr(known, "_keras_adam_readers", [])
     if readers and optimizer.sparse_updates == "exact":
         gc.collect()
-        if any(_goes_on(*reader) for reader in readers):
+        if any(_goes_on(reader, optimizer) for reader in readers):
             warnings.warn(
                 f"A tf.function that reads {checks.path(variable)} was traced before "
                 f"its optimizer was built, and will go on reading rows without what "
                 f"{optimizer.name} owes them. Build the optimizer first: "
-                "`optimizer.build(model.trainable_variables)`.",
+                "`optimizer.build(model.trainable_variables)`; or trace the function "
+                "again, as `model.make_predict_function(force=True)` does Keras's.",
                 stacklevel=4,
             )
         known._keras_adam_readers = []
 
 
-def note_reader(variable: Any, graph: tf.Graph, model: Any) -> None:
-    """A graph that is being traced reads the variable, and knows no owner.
+def note_reader(variable: Any, graph: tf.Graph, model: Any, owner: Any) -> None:
+    """A graph that is being traced reads the variable, and knows no other owner.
 
     Args:
         variable: A table.
         graph: Of a function.
         model: Whose `compile` will drop the function, if there is one.
+        owner: Of the variable, or None.
     """
     variable = tf_variable(variable)
     readers = getattr(variable, "_keras_adam_readers", [])
-    reader = weakref.ref(graph), None if model is None else weakref.ref(model)
-    variable._keras_adam_readers = [*readers, reader]
+    new = tuple(None if x is None else weakref.ref(x) for x in (graph, model, owner))
+    readers = [reader for reader in readers if reader[0]() is not None]
+    variable._keras_adam_readers = [*readers, new]
+
+
+def set_model(owner: Any, model: Any) -> None:
+    """The owner is the model's optimizer."""
+    owner._untracked.model = weakref.ref(model)
+
+
+def is_for(owner: Any, model: Any) -> bool:
+    """Whether the owner, if there is one, was the model's optimizer."""
+    of = getattr(owner and owner._untracked, "model", None)
+    return owner is None or (of is not None and of() is model)
+
+
+def settle(variable: Any) -> None:
+    """Has all that own or owned the variable bring its rows to date."""
+    for x in _owners(variable):
+        x.settle()
 
 
 def keep(*variables: Any) -> None:
@@ -136,9 +156,11 @@ def keep(*variables: Any) -> None:
         graph = graph.outer_graph
 
 
-def _goes_on(graph: Any, model: Any) -> bool:
+def _goes_on(reader: tuple[Any, Any, Any], new: Any) -> bool:
+    graph, model, owner = reader
     dropped = model is not None and getattr(model(), "compiled", True)
-    return graph() is not None and not dropped
+    same = owner is not None and owner() is new
+    return graph() is not None and not dropped and not same
 
 
 def owner(variable: Any) -> Any:

@@ -236,6 +236,21 @@ def compiled(f: Callable[..., Any], *static: Any) -> Callable[..., Any]:
     return call
 
 
+def registered(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, a `tf.custom_gradient`, as a function of its own where it is traced.
+
+    TensorFlow keeps a custom gradient for ever, and with it the graph in which it was
+    called, that is all variables of a model.
+    """
+    # What is traced may differ by `in_xla`, which TensorFlow does not tell apart.
+    functions = {xla: tf.function(f, autograph=False) for xla in (False, True)}
+
+    def call(*args: Any) -> Any:
+        return (f if tf.executing_eagerly() else functions[in_xla()])(*args)
+
+    return call
+
+
 def after(x: tf.Tensor, *tables: tf.Variable) -> tf.Tensor:
     """x, of an unsigned dtype, not known before what was written to the tables.
 

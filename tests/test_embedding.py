@@ -3,6 +3,7 @@
 import functools
 import gc
 import warnings
+import weakref
 
 import keras
 import numpy as np
@@ -118,6 +119,126 @@ def test_a_model_never_compiled_that_predicted_too_early_is_told_of():
     part.predict(x, verbose=0)
     with pytest.warns(UserWarning, match=r"traced before.*optimizer\.build"):
         fit(model, 1)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_evaluate_after_compile_reads_for_the_new_optimizer(kept):
+    """The old one may live on, in a reference cycle or in somebody's hands."""
+    x, y = make_data()
+    losses = []
+    for mode in ("exact", "dense"):
+        first = adam(mode)
+        model = compiled(first)
+        fit(model, 1)
+        if not kept:
+            del first
+        gc.disable()
+        try:
+            model.compile(optimizer=adam(mode), loss="mse")
+            found = [model.evaluate(x, y, verbose=0)]
+            history = model.fit(
+                *(x[:8], y[:8]), batch_size=2, epochs=3, shuffle=False, verbose=0
+            )
+            found += [*history.history["loss"], model.evaluate(x, y, verbose=0)]
+            for i in range(6):
+                model.train_on_batch(x[i : i + 1], y[i : i + 1])
+            found += [model.evaluate(x, y, verbose=0)]
+        finally:
+            gc.enable()
+        losses.append(found)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_reader_for_another_optimizer_is_told_of():
+    model = compiled(adam())
+    fit(model, 1)
+    x, _ = make_data()
+    part = keras.Model(model.inputs, model.layers[0].output)
+    part.predict(x, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(model, 1)
+    model.compile(optimizer=adam(), loss="mse")
+    with pytest.warns(UserWarning, match=r"traced before.*make_predict_function"):
+        fit(model, 1)
+    part.make_predict_function(force=True)
+    for i in range(6):
+        model.train_on_batch(*(a[i : i + 1] for a in make_data()))
+    now = part.predict(x, verbose=0)
+    np.testing.assert_allclose(now, model.get_weights()[0][x], atol=1e-7)
+
+
+def test_a_model_of_its_own_optimizer_that_predicted_is_told_of():
+    model = compiled(adam())
+    part = keras.Model(model.inputs, model.layers[0].output)
+    part.compile(optimizer=adam(), loss="mse")
+    part.predict(make_data()[0], verbose=0)
+    with pytest.warns(UserWarning, match=r"traced before.*make_predict_function"):
+        fit(model, 1)
+
+
+@JIT
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_outlives_a_model(jit, dtype):
+    """TensorFlow keeps custom gradients for ever, with all that they know."""
+    x, y = make_data()
+    layer = functools.partial(keras_adam.Embedding, dtype=dtype)
+    model = compiled(adam(), layer, jit=jit)
+    fit(model, 1)
+    model.compile(optimizer=adam(), loss="mse", jit_compile=jit)
+    fit(model, 1, validation_data=(x, y))
+    model.predict(x, verbose=0)
+    variables = [*model.variables, *model.optimizer.variables]
+    alive = [weakref.ref(rows.components(v.value)[0]) for v in variables]
+    assert all(v() is not None for v in alive)
+    del model, variables
+    keras.backend.clear_session()
+    gc.collect()
+    assert all(v() is None for v in alive)
+
+
+class Branches(keras.layers.Layer):
+    def __init__(self, embedding, both):
+        super().__init__()
+        self.embedding, self.both = embedding, both
+
+    def build(self, shape):
+        self.embedding.build()
+
+    def call(self, x):
+        def other():
+            rows = self.embedding((x + 1) % 20)
+            return rows / 2 if self.both else tf.zeros_like(rows)
+
+        even = keras.ops.sum(x) % 2 == 0
+        return keras.ops.cond(even, lambda: self.embedding(x), other)
+
+    def compute_output_shape(self, shape):
+        return *shape, 4
+
+
+@JIT
+@pytest.mark.parametrize("both", [False, True])
+def test_in_a_branch(jit, both):
+    x, _ = make_data()
+    ends = []
+    for mode, cls in (
+        ("exact", keras_adam.Embedding),
+        ("dense", keras.layers.Embedding),
+    ):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input(x.shape[1:], dtype="int32"),
+                Branches(cls(20, 4), both),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile(optimizer=adam(mode), loss="mse", jit_compile=jit)
+        losses = fit(model, 2).history["loss"]
+        ends.append([*losses, *map(np.sum, model.get_weights())])
+    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_is_told_without_reason():
@@ -523,6 +644,29 @@ def test_lora_and_quantization_are_keras_own():
     layer.build()
     layer.enable_lora(2)
     assert layer(np.array([[1, 2]])).shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize("change", ["lora", "int8"])
+def test_lora_and_quantization_begin_with_rows_as_they_are_now(change):
+    x, y = make_data()
+    found = []
+    for mode in ("exact", "dense"):
+        model = compiled(adam(mode))
+        for i in range(8):
+            model.train_on_batch(x[i : i + 1], y[i : i + 1])
+        layer = model.layers[0]
+        if change == "lora":
+            layer.enable_lora(2)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of layers that have none
+                model.quantize("int8")
+            assert layer.quantization_mode == "int8"
+            assert keras.backend.standardize_dtype(layer._embeddings.dtype) == "int8"
+        found.append(layer(x).numpy())
+    # A last digit of int8 may differ.
+    atol = 1e-6 if change == "lora" else np.abs(found[1]).max() / 120
+    np.testing.assert_allclose(*found, atol=atol)
 
 
 @JIT
