@@ -81,6 +81,11 @@ def train(
     return experiment.fit(model, optimizer, negative_log_likelihood, x, x, FLAGS.epochs)
 
 
+def _text(beta: float) -> str:
+    """All digits: of a beta close to 1 the last ones count."""
+    return np.format_float_positional(beta, trim="-")
+
+
 def main(_) -> None:
     devices.use()
     x, _ = data.images("mnist", FLAGS.limit)
@@ -91,10 +96,9 @@ def main(_) -> None:
     for beta_1, beta_2, corrected, log10_rate in itertools.product(
         FLAGS.beta_1, FLAGS.beta_2, (True, False), FLAGS.log10_rate
     ):
-        setting = f"beta_1={beta_1:g} beta_2={beta_2:g}"
+        setting = f"beta_1={_text(beta_1)} beta_2={_text(beta_2)}"
         method = "Adam" if corrected else "Adam, uncorrected"
         rate = 10**log10_rate
-
         curve_of = functools.partial(train, x, rate, beta_1, beta_2, corrected)
         curve = experiment.Curve(
             *(setting, method, float(f"{rate:.4g}"), FLAGS.epochs),
@@ -109,6 +113,7 @@ def main(_) -> None:
         f"Variational autoencoder of MNIST after {FLAGS.epochs} epochs (figure 4)",
         xlabel="learning rate",
         xscale="log",
+        xlim=(10 ** min(FLAGS.log10_rate) / 1.5, 10 ** max(FLAGS.log10_rate) * 1.5),
         ylim=(80, 250),
     )
 
