@@ -4,14 +4,15 @@
     python examples/imdb_bow.py
     python examples/imdb_bow.py --inputs=words --optimizers=Adam --grid=10 --epochs=5
 
-Section 6.1 of the paper: 10,000-dimensional bags of words, half of the features
-dropped at each step, batches of 128, alpha / sqrt(t) (AdaGrad and AdaDelta lower
-their steps by themselves). The same model on three forms of a bag: a dense vector of
-0 and 1 times a matrix (`dense`); the rows of its words in an embedding table, whose
-gradient is sparse (`words`); a dense vector of how often each word is there
-(`counts`). The first two have the same gradients. Keras's own optimizers square the
-gradients of a word that repeats in a batch one by one, and so differ between the two;
-ours do not. Writes a table (CSV) and a picture of the training loss to --output.
+Section 6.1 of the paper: 10,000-dimensional bags of words (one number is for all that
+are not among the 9,998 most frequent), half of the features dropped at each step,
+batches of 128, alpha / sqrt(t) (AdaGrad and AdaDelta lower their steps by themselves).
+The same model on three forms of a bag: a dense vector of 0 and 1 times a matrix
+(`dense`); the rows of its words in an embedding table, whose gradient is sparse
+(`words`); a dense vector of how often each word is there (`counts`). The first two have
+the same gradients. Keras's own optimizers square the gradients of a word that repeats
+in a batch one by one, and so differ between the two; ours do not. Writes a table (CSV)
+and a picture of the training loss to --output.
 """
 
 from __future__ import annotations
