@@ -9,6 +9,10 @@
 Trains on the 25,000 training reviews of IMDB, through TensorFlow Datasets, and
 tests on the 25,000 test reviews after each epoch. The first run downloads the
 data (80 MB). Writes a table (CSV) and a picture of all epochs to --output.
+
+The layer is Keras's, which all optimizers know. Its forward pass reads rows as they
+were when last touched, so exact mode is dense Adam's trajectory only with
+`keras_adam.Embedding` in its place.
 """
 
 from __future__ import annotations
