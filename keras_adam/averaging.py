@@ -31,6 +31,8 @@ from keras_adam.exact import native
 from keras_adam.owners import tf_variable
 from keras_adam.rows import Rows
 
+__all__ = ["EvaluateAverages"]
+
 require_tensorflow(__name__)
 
 
@@ -181,6 +183,8 @@ class EvaluateAverages(keras.callbacks.Callback):
     evaluate it with this callback too. What `EarlyStopping` restores are an epoch's own
     weights without their averages, which stay those of the last step: evaluate that
     without this callback, or keep the best epoch with `ModelCheckpoint`.
+
+    Args: None.
 
     Raises:
         ValueError: The model's optimizer is not one of `keras_adam`'s with `use_ema`.

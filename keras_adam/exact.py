@@ -455,9 +455,9 @@ class ExactRows:
             if last is not None:
                 last.assign(tf.fill(last.shape, tf.cast(self.iterations, last.dtype)))
 
-    def forget_reading(self, variable: Any) -> None:
-        """What a forward pass read of it may not be what an update finds."""
-        self._untracked.readings.pop(self._get_variable_index(variable), None)
+    def forget_readings(self) -> None:
+        """What a forward pass has read may not be what an update finds."""
+        self._untracked.readings.clear()
 
     def __del__(self) -> None:
         # The tables live on: pay, before what is owed is forgotten.

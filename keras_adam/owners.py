@@ -30,7 +30,7 @@ class _Settled:
 
     def _bring_to_date(self) -> None:
         for optimizer in _owners(self):
-            optimizer.forget_reading(self)
+            optimizer.forget_readings()
             if tf.executing_eagerly():
                 optimizer.settle()
 
@@ -98,6 +98,7 @@ def set_owner(variable: Any, optimizer: Any) -> None:
     with tf.init_scope():
         for x in old:
             x.settle()
+            x.forget_readings()  # which keep the graph that was traced last
     known = tf_variable(variable)
     known._keras_adam_owners = [weakref.ref(x) for x in (*old, optimizer)]
     readers = getattr(known, "_keras_adam_readers", [])
