@@ -104,8 +104,7 @@ class Embedding(keras.layers.Embedding):
         """
         model = self._get_call_context().entry_layer
         self._maybe_reset_call_context()
-        optimizer = getattr(model, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = owners.optimizer_of(model)
         unbuilt = isinstance(optimizer, Optimizer) and not optimizer.built
         if unbuilt and owners.is_for(owners.owner(table), model):
             # Where Keras only looks for shapes, new variables would have no value.
@@ -116,11 +115,7 @@ class Embedding(keras.layers.Embedding):
         if owner is not None and owner is optimizer:
             owners.set_model(owner, model)
         if not tf.executing_eagerly():
-            graph = tf.compat.v1.get_default_graph()
-            # `predict` before `compile`, which drops its function.
-            own = graph.name.startswith("one_step_on_data")
-            drops = own and not getattr(model, "compiled", True)
-            owners.note_reader(table, graph, model if drops else None, owner)
+            owners.note_reader(table, model, owner)
         return owner
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
@@ -134,5 +129,6 @@ class Embedding(keras.layers.Embedding):
         super().quantize(*args, **{**kwargs, "type_check": False})
 
     def _settle(self) -> None:
-        if tf is not None:
-            owners.settle(self._embeddings)
+        table = getattr(self, "_embeddings", None)
+        if tf is not None and table is not None:
+            owners.settle(table)

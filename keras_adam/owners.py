@@ -6,7 +6,7 @@ import functools
 import gc
 import warnings
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -104,7 +104,9 @@ def set_owner(variable: Any, optimizer: Any) -> None:
     readers = getattr(known, "_keras_adam_readers", [])
     if readers and optimizer.sparse_updates == "exact":
         gc.collect()
-        if any(_goes_on(reader, optimizer) for reader in readers):
+        # What is being traced is traced anew, since it has variables made.
+        now = [] if tf.executing_eagerly() else _graphs()
+        if any(x.goes_on(optimizer) and x.graph() not in now for x in readers):
             warnings.warn(
                 f"A tf.function that reads {checks.path(variable)} was traced before "
                 f"its optimizer was built, and will go on reading rows without what "
@@ -116,20 +118,53 @@ def set_owner(variable: Any, optimizer: Any) -> None:
         known._keras_adam_readers = []
 
 
-def note_reader(variable: Any, graph: tf.Graph, model: Any, owner: Any) -> None:
-    """A graph that is being traced reads the variable, and knows no other owner.
+def _graphs() -> list[Any]:
+    """That being traced, and those around it."""
+    graphs = [tf.compat.v1.get_default_graph()]
+    while hasattr(graphs[-1], "outer_graph"):
+        graphs.append(graphs[-1].outer_graph)
+    return graphs
+
+
+def optimizer_of(model: Any) -> Any:
+    optimizer = getattr(model, "optimizer", None)
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+class _Reader(NamedTuple):
+    """A graph that reads a table; all are weak references, or None."""
+
+    graph: Any
+    owner: Any  # of the table, as the graph knows
+    model: Any  # whose function it is, if it is one of Keras's
+    optimizer: Any  # the model's, then
+
+    def goes_on(self, owner: Any) -> bool:
+        """Whether it will read for another than this owner."""
+        if self.graph() is None or (self.owner and self.owner() is owner):
+            return False
+        if self.model is None:
+            return True
+        model, optimizer = self.model(), self.optimizer and self.optimizer()
+        # `compile` drops the functions (but TensorFlow may keep `predict`'s).
+        return model is not None and optimizer_of(model) is optimizer
+
+
+def note_reader(variable: Any, model: Any, owner: Any) -> None:
+    """The graph that is being traced reads the variable, and knows no other owner.
 
     Args:
         variable: A table.
-        graph: Of a function.
-        model: Whose `compile` will drop the function, if there is one.
+        model: The outermost layer that is called.
         owner: Of the variable, or None.
     """
-    variable = tf_variable(variable)
+    variable, graphs = tf_variable(variable), _graphs()
+    keras_own = any(x.name.startswith("one_step_on_data") for x in graphs[:-1])
+    of = (model, optimizer_of(model)) if keras_own else (None, None)
+    references = [x if x is None else weakref.ref(x) for x in (graphs[0], owner, *of)]
     readers = getattr(variable, "_keras_adam_readers", [])
-    new = tuple(None if x is None else weakref.ref(x) for x in (graph, model, owner))
-    readers = [reader for reader in readers if reader[0]() is not None]
-    variable._keras_adam_readers = [*readers, new]
+    readers = [x for x in readers if x.graph() is not None]
+    variable._keras_adam_readers = [*readers, _Reader(*references)]
 
 
 def set_model(owner: Any, model: Any) -> None:
@@ -151,17 +186,8 @@ def settle(variable: Any) -> None:
 
 def keep(*variables: Any) -> None:
     """For functions that are being traced: they may outlive the optimizer."""
-    graph = tf.compat.v1.get_default_graph()
-    while hasattr(graph, "outer_graph"):
+    for graph in _graphs()[:-1]:
         graph._keras_adam_kept = [*getattr(graph, "_keras_adam_kept", []), variables]
-        graph = graph.outer_graph
-
-
-def _goes_on(reader: tuple[Any, Any, Any], new: Any) -> bool:
-    graph, model, owner = reader
-    dropped = model is not None and getattr(model(), "compiled", True)
-    same = owner is not None and owner() is new
-    return graph() is not None and not dropped and not same
 
 
 def owner(variable: Any) -> Any:

@@ -253,6 +253,70 @@ def test_nothing_is_told_without_reason():
         other.compile(optimizer=adam(), loss="mse")
         gc.collect()
         fit(other, 1)
+        # Compiled anew, after all of Keras's functions.
+        fit(other, 1, validation_data=make_data())
+        other.predict(x, verbose=0)
+        other.compile(optimizer=adam(), loss="mse")
+        other.evaluate(*make_data(), verbose=0)
+        fit(other, 1)
+
+
+class Outer(keras.Model):
+    """Its layers are called by another model, which has no optimizer."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self.inner(x, training=True) - y) ** 2)
+        variables = self.inner.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+def by_loop(model, mode, jit):
+    optimizer = adam(mode)
+
+    @tf.function(jit_compile=jit)
+    def step(x, y):  # builds the optimizer, and so is traced twice
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    x, y = make_data()
+    batches = [slice(i, i + 2) for i in range(0, 48, 2)]
+    return [float(step(tf.constant(x[b]), tf.constant(y[b]))) for b in batches]
+
+
+@JIT
+@pytest.mark.parametrize("how", ["layer", "inner", "loop"])
+def test_optimizers_in_turn_of_one_table(how, jit):
+    """Each is built in the first step, by `apply`."""
+    losses = []
+    for mode in ("exact", "dense"):
+        model, found = make_model(layer=keras_adam.Embedding), []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for _ in range(3):
+                if how == "loop":
+                    found += by_loop(model, mode, jit)
+                    continue
+                if how == "layer":  # under a new model
+                    keras.utils.set_random_seed(1)
+                    pooled = keras.layers.Flatten()(model.layers[0].output)
+                    outer = keras.Model(model.inputs, keras.layers.Dense(1)(pooled))
+                else:
+                    outer = Outer(model)
+                outer.compile(adam(mode), "mse", jit_compile=jit)
+                found += fit(outer, 2).history["loss"]
+                del outer
+        losses.append(found)
+    np.testing.assert_allclose(*losses, rtol=2e-5)
 
 
 class Twice(keras.Model):
@@ -641,6 +705,8 @@ def test_repeats_of_half_precision_are_summed_in_float32(dtype, layer, jit):
 
 def test_lora_and_quantization_are_keras_own():
     layer = keras_adam.Embedding(20, 8)
+    with pytest.raises(ValueError, match="isn't yet built"):
+        layer.enable_lora(2)
     layer.build()
     layer.enable_lora(2)
     assert layer(np.array([[1, 2]])).shape == (1, 2, 8)
