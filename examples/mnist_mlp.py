@@ -30,7 +30,8 @@ SETTINGS = ("dropout", "deterministic")
 
 
 def define_flags(values: flags.FlagValues = FLAGS) -> None:
-    experiment.define_flags(values, epochs=20, tune_epochs=1)
+    grid = 0.1, 0.3, 1, 3, 10, 30
+    experiment.define_flags(values, epochs=20, tune_epochs=5, grid=grid)
     to = {"flag_values": values}
     flags.DEFINE_multi_enum("settings", list(SETTINGS), SETTINGS, "Which.", **to)
     flags.DEFINE_integer("width", 1000, "Units of a hidden layer.", 1, **to)
@@ -58,6 +59,7 @@ def train_sfo(
     x: np.ndarray,
     y: np.ndarray,
     epochs: int,
+    n: int,
 ) -> list[dict[str, float]]:
     """What `experiment.fit` gives, of SFO: the mean of the losses it saw in a pass."""
     weights = model.trainable_variables
@@ -65,7 +67,7 @@ def train_sfo(
     order = np.random.default_rng(FLAGS.seed).permutation(len(x))
     parts = [
         (tf.constant(x[rows]), tf.constant(y[rows]))
-        for rows in np.array_split(order, FLAGS.sfo_batches)
+        for rows in np.array_split(order, n)
     ]
     seen: list[float] = []
 
@@ -112,16 +114,18 @@ def main(_) -> None:
     panels = experiment.compare(table, FLAGS.settings, train, size=len(x))
     if FLAGS.sfo and "deterministic" in FLAGS.settings:
         # It has no learning rate, and its batches are parts of the data.
+        parts = min(FLAGS.sfo_batches, len(x))
+        method = f"SFO, {parts} parts"
         curve = experiment.Curve(
-            *("deterministic", "SFO", 0.0, FLAGS.epochs),
-            *(-(-len(x) // FLAGS.sfo_batches), len(x), FLAGS.seed),
+            *("deterministic", method, 0.0, FLAGS.epochs),
+            *(-(-len(x) // parts), len(x), FLAGS.seed),
         )
 
         def run_sfo():
             keras.utils.set_random_seed(FLAGS.seed)
-            return train_sfo(make("deterministic"), loss, x, y, FLAGS.epochs)
+            return train_sfo(make("deterministic"), loss, x, y, FLAGS.epochs, parts)
 
-        panels["deterministic"]["SFO"] = table.get(curve, run_sfo)
+        panels["deterministic"][method] = table.get(curve, run_sfo)
     title = "Two hidden layers on MNIST (figure 2)"
     experiment.plot(panels, folder / "mnist_mlp.png", title, yscale="log")
     path = folder / "mnist_mlp_time.png"

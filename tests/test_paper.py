@@ -110,6 +110,24 @@ def test_slope():
     assert abs(regret.slope(at, 3 * at**0.5) - 0.5) < 1e-12
 
 
+def test_fewer_examples_than_parts_for_sfo_and_other_parts(monkeypatch, tmp_path):
+    """As many parts as there are examples; another number is another curve."""
+    args = *SMALL, *TWO, "--width=8", "--settings=deterministic", f"--output={tmp_path}"
+    with tfds.testing.mock_data(num_examples=50):
+        for parts in ("100", "15", "14"):
+            call(monkeypatch, mnist_mlp, *args, f"--sfo_batches={parts}")
+    methods = {row["method"] for row in read(tmp_path / "mnist_mlp.csv")}
+    assert methods >= {"SFO, 40 parts", "SFO, 15 parts", "SFO, 14 parts"}
+
+
+def test_betas_are_told_apart(monkeypatch, tmp_path):
+    args = *SMALL, "--hidden=8", "--latent=2", "--beta_1=0.9", "--log10_rate=-3"
+    betas = "--beta_2=0.9999999", "--beta_2=0.9999998"
+    with tfds.testing.mock_data(num_examples=50):
+        call(monkeypatch, mnist_vae, *args, *betas, f"--output={tmp_path}")
+    assert len({row["setting"] for row in read(tmp_path / "mnist_vae.csv")}) == 2
+
+
 def test_rate_is_tuned_and_not_retrained(monkeypatch, tmp_path):
     """The rate of the grid with the least loss starts anew with all epochs."""
     values = flags.FlagValues()
