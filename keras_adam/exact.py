@@ -209,8 +209,13 @@ class ExactRows:
             '. Use a schedule without such peaks, or sparse_updates="dense".',
         )
 
+    def _decay(self, alpha: tf.Tensor) -> tf.Tensor:
+        """The share of the weights that a step takes off."""
+        # Not a cast, which would round a number to float32 first.
+        return alpha * tf.convert_to_tensor(self.weight_decay, alpha.dtype)
+
     def _checked_decay(self, decay: tf.Tensor) -> tf.Tensor:
-        """The share of the weights that a step takes off, if it leaves some."""
+        """`_decay`, if it leaves some of the weights."""
         return _checked(
             decay,
             decay < 1,
@@ -367,9 +372,7 @@ class ExactRows:
                 t,
                 self._lead(self._scalars(step)),
                 beta_1,
-                self._checked_decay(
-                    step.alpha * tf.cast(self.weight_decay, step.alpha.dtype)
-                )
+                self._checked_decay(self._decay(step.alpha))
                 if history.decays
                 else None,
             )

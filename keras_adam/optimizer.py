@@ -271,7 +271,7 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
                 step = self._step(learning_rate, dtype, kernel)
                 scalars[dtype, kernel] = step.alpha, self._scalars(step)
             alpha, s = scalars[dtype, kernel]
-            decay = alpha * tf.cast(self.weight_decay, alpha.dtype) if decays else None
+            decay = self._decay(alpha) if decays else None
             update(
                 *(tables[0], g, state, s, decay),
                 rule=self.rule,
