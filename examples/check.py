@@ -112,8 +112,8 @@ def regrets(folder: pathlib.Path) -> Iterator[Claim]:
 def late_growth(at: np.ndarray, values: np.ndarray) -> float:
     """Of regret, for each unit of sqrt(T), in the last half of a decade of T, over
     that in the half before."""
-    ends = [np.abs(at - at[-1] / 10**x).argmin() for x in (1, 0.5, 0)]
-    before, late = np.diff(values[ends]) / np.diff(np.sqrt(at[ends]))
+    marks = [np.abs(at - at[-1] / 10**x).argmin() for x in (1, 0.5, 0)]
+    before, late = np.diff(values[marks]) / np.diff(np.sqrt(at[marks]))
     return float(late / before)
 
 

@@ -28,7 +28,7 @@ import tensorflow as tf
 from keras_adam import rows
 from keras_adam.base import constrained, require_tensorflow, share
 from keras_adam.exact import native
-from keras_adam.owners import tf_variable
+from keras_adam.owners import optimizer_of, tf_variable
 from keras_adam.rows import Rows
 
 __all__ = ["EvaluateAverages"]
@@ -203,8 +203,7 @@ class EvaluateAverages(keras.callbacks.Callback):
         self._optimizer()
 
     def _optimizer(self) -> Any:
-        optimizer = getattr(self.model, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = optimizer_of(self.model)
         if not isinstance(optimizer, Averages) or not optimizer.use_ema:
             raise ValueError(
                 "EvaluateAverages needs an optimizer that averages the weights, such "

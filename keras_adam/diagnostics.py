@@ -16,6 +16,7 @@ from keras_adam.adam import Adam
 from keras_adam.adamax import AdaMax
 from keras_adam.base import Step, one_minus_power, require_tensorflow, state_dtype
 from keras_adam.exact import native
+from keras_adam.owners import optimizer_of
 
 __all__ = ["StepDiagnostics"]
 
@@ -115,8 +116,7 @@ class StepDiagnostics(keras.callbacks.Callback):
         self._aim(0, 0)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        optimizer = getattr(self.model, "optimizer", None)
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = optimizer_of(self.model)
         if not isinstance(optimizer, (Adam, AdaMax)):
             raise TypeError(
                 "StepDiagnostics reads the state of keras_adam's optimizers. Received: "

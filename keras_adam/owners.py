@@ -28,30 +28,24 @@ class _Settled:
     what stands in the table.
     """
 
-    def _bring_to_date(self) -> None:
-        for optimizer in _owners(self):
-            optimizer.forget_readings()
-            if tf.executing_eagerly():
-                optimizer.settle()
-
     def numpy(self) -> Any:
-        self._bring_to_date()
+        settle(self)
         return super().numpy()  # type: ignore[misc]
 
     def __array__(self, dtype: Any = None) -> Any:
-        self._bring_to_date()
+        settle(self)
         return super().__array__(dtype)  # type: ignore[misc]
 
     def assign(self, value: Any) -> Any:
-        self._bring_to_date()
+        settle(self)
         return super().assign(value)  # type: ignore[misc]
 
     def assign_add(self, value: Any) -> Any:
-        self._bring_to_date()
+        settle(self)
         return super().assign_add(value)  # type: ignore[misc]
 
     def assign_sub(self, value: Any) -> Any:
-        self._bring_to_date()
+        settle(self)
         return super().assign_sub(value)  # type: ignore[misc]
 
 
@@ -181,7 +175,9 @@ def is_for(owner: Any, model: Any) -> bool:
 def settle(variable: Any) -> None:
     """Has all that own or owned the variable bring its rows to date."""
     for x in _owners(variable):
-        x.settle()
+        x.forget_readings()
+        if tf.executing_eagerly():
+            x.settle()
 
 
 def keep(*variables: Any) -> None:
