@@ -77,27 +77,26 @@ def whiten(x: np.ndarray, epsilon: float = 1e-2) -> np.ndarray:
 
 
 def bag_of_words(texts: np.ndarray, vocabulary: int) -> np.ndarray:
-    """How often a text has each word, `[n, vocabulary]`, uint16.
-
-    The vocabulary is the texts' most frequent words; column 1 stands for all others,
-    and column 0 is empty.
-    """
-    layer = keras.layers.TextVectorization(max_tokens=vocabulary)
+    """How often a text has each of the texts' most frequent words, the most frequent
+    first, `[n, vocabulary]`, uint16. Other words do not count."""
+    # It also has one id for padding and one for other words.
+    layer = keras.layers.TextVectorization(max_tokens=vocabulary + 2)
     with keras.device("cpu"):  # the one that knows strings
         layer.adapt(texts, batch_size=1024)
     bags = np.zeros([len(texts), vocabulary], np.uint16)
     for start in range(0, len(texts), 1024):
         with keras.device("cpu"):
             ids = layer(texts[start : start + 1024]).numpy()
-        part = bags[start : start + 1024]
+        part = np.zeros([len(ids), vocabulary + 2], np.uint16)
         np.add.at(part, (np.arange(len(ids))[:, None], ids), 1)
-    bags[:, 0] = 0  # the padding
+        bags[start : start + 1024] = part[:, 2:]
     return bags
 
 
 def words_in(bags: np.ndarray) -> np.ndarray:
-    """Each text's words as ids, `[n, most words in a text]`, int32, then 0."""
+    """The ids of each text's words, that of column i is i + 1,
+    `[n, most words in a text]`, int32, then 0."""
     counts = np.count_nonzero(bags, axis=1)
     ids = np.zeros([len(bags), counts.max()], np.int32)
-    ids[np.arange(ids.shape[1]) < counts[:, None]] = np.nonzero(bags)[1]
+    ids[np.arange(ids.shape[1]) < counts[:, None]] = np.nonzero(bags)[1] + 1
     return ids

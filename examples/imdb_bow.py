@@ -4,15 +4,14 @@
     python examples/imdb_bow.py
     python examples/imdb_bow.py --inputs=words --optimizers=Adam --grid=10 --epochs=5
 
-Section 6.1 of the paper: 10,000-dimensional bags of words (one number is for all that
-are not among the 9,998 most frequent), half of the features dropped at each step,
-batches of 128, alpha / sqrt(t) (AdaGrad and AdaDelta lower their steps by themselves).
-The same model on three forms of a bag: a dense vector of 0 and 1 times a matrix
-(`dense`); the rows of its words in an embedding table, whose gradient is sparse
-(`words`); a dense vector of how often each word is there (`counts`). The first two have
-the same gradients. Keras's own optimizers square the gradients of a word that repeats
-in a batch one by one, and so differ between the two; ours do not. Writes a table (CSV)
-and a picture of the training loss to --output.
+Section 6.1 of the paper: bags of the 10,000 most frequent words, half of the features
+dropped at each step, batches of 128, alpha / sqrt(t) (AdaGrad and AdaDelta lower their
+steps by themselves). The same model on three forms of a bag: a dense vector of 0 and 1
+times a matrix (`dense`); the rows of its words in an embedding table, whose gradient is
+sparse (`words`); a dense vector of how often each word is there (`counts`). The first
+two have the same gradients. Keras's own optimizers square the gradients of a word that
+repeats in a batch one by one, and so differ between the two; ours do not. Writes a
+table (CSV) and a picture of the training loss to --output.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
     flags.DEFINE_multi_enum(
         "inputs", list(INPUTS), INPUTS, "Forms of the bags.", flag_values=values
     )
-    flags.DEFINE_integer("vocabulary", 10_000, "Words known.", 3, flag_values=values)
+    flags.DEFINE_integer("vocabulary", 10_000, "Words known.", 1, flag_values=values)
 
 
 def make_dense(vocabulary: int) -> keras.Model:
@@ -55,7 +54,7 @@ def make_dense(vocabulary: int) -> keras.Model:
 def make_words(vocabulary: int) -> keras.Model:
     ids = keras.Input([None], dtype="int32")
     there = keras.ops.cast(keras.ops.not_equal(ids, 0)[..., None], "float32")
-    table = keras_adam.Embedding(vocabulary, 1, embeddings_initializer="zeros")
+    table = keras_adam.Embedding(vocabulary + 1, 1, embeddings_initializer="zeros")
     kept = keras.layers.Dropout(0.5)(there)
     return keras.Model(ids, keras.ops.sum(table(ids) * kept, axis=1))
 
