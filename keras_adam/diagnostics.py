@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import numbers
 import os
@@ -77,10 +78,12 @@ class StepDiagnostics(keras.callbacks.Callback):
             `effective_step_mean/dense/kernel`, etc. Writing them needs TensorFlow only.
 
     Raises:
-        ValueError: `every` is not a positive int, `csv_path` and `log_dir` are both
-            missing, or the file at `csv_path` has another header.
-        TypeError: At the start of `fit`, if the model's optimizer is neither
+        ValueError: `every` is not a positive int, `csv_path` or `log_dir` is not a
+            path, or both are missing; at the start of `fit`, the file at `csv_path`
+            has another header.
+        TypeError: At the start of `fit`, the model's optimizer is neither
             `keras_adam.Adam` nor `AdaMax`, nor a `LossScaleOptimizer` around one.
+        OSError: At the start of `fit`, the folder of `csv_path` is not there.
 
     Source: arXiv 1412.6980, sections 2.1 (effective step, signal-to-noise ratio) and
     6.3 (v_hat vanishes, epsilon dominates); section 7.1 for AdaMax.
@@ -200,8 +203,12 @@ class StepDiagnostics(keras.callbacks.Callback):
         key = i, _owes(optimizer, i), optimizer._untracked.rounded.get(i)
         if key not in self._compiled:
             size = optimizer._trainable_variables[i].shape.num_elements()
+            # Not a lambda: TensorFlow would take those of all variables for one
+            # function, and warn that it is traced again and again.
             self._compiled[key] = tf.function(
-                lambda: figures(optimizer, i), jit_compile=size > LARGE, autograph=False
+                functools.partial(figures, optimizer, i),
+                jit_compile=size > LARGE,
+                autograph=False,
             )
         values = self._compiled[key]().numpy().tolist()
         return dict(zip(FIGURES, values))

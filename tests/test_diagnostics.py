@@ -359,6 +359,20 @@ def test_loss_scale_optimizer(tmp_path):
         assert scaled == pytest.approx(plain, 1e-4)
 
 
+def test_a_log_of_many_variables_does_not_warn(tmp_path, caplog):
+    variables = [keras.Variable(np.ones(n + 1, np.float32)) for n in range(12)]
+    optimizer = keras_adam.Adam()
+    optimizer.build(variables)
+    optimizer.apply([tf.ones_like(v.value) for v in variables])
+    assert len(log(optimizer, tmp_path / "log.csv")) == 12
+    assert "retracing" not in caplog.text
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        fit(keras_adam.Adam(), [StepDiagnostics(1, tmp_path / "nowhere" / "x.csv")])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
