@@ -69,6 +69,19 @@ def define_common(values: flags.FlagValues = FLAGS, *, epochs: int) -> None:
     flags.DEFINE_string("output", "results", "Folder for table and picture.", **to)
 
 
+def define_optimizers(values: flags.FlagValues, optimizers: Iterable[str]) -> None:
+    names = ", ".join(METHODS)
+    flags.DEFINE_list(
+        "optimizers", list(optimizers), f"Of {names}.", flag_values=values
+    )
+    flags.register_validator(
+        "optimizers",
+        lambda chosen: chosen and set(chosen) <= set(METHODS),
+        f"must be some of {names}",
+        flag_values=values,
+    )
+
+
 def define_flags(
     values: flags.FlagValues = FLAGS,
     *,
@@ -79,8 +92,8 @@ def define_flags(
 ) -> None:
     """Flags of those that compare optimizers."""
     define_common(values, epochs=epochs)
+    define_optimizers(values, optimizers)
     to = {"flag_values": values}
-    flags.DEFINE_list("optimizers", list(optimizers), f"Of {', '.join(METHODS)}.", **to)
     flags.DEFINE_list(
         "grid",
         [str(x) for x in grid],
@@ -94,12 +107,6 @@ def define_flags(
         "chosen; it then starts anew.",
         1,
         **to,
-    )
-    flags.register_validator(
-        "optimizers",
-        lambda names: names and set(names) <= set(METHODS),
-        f"must be some of {', '.join(METHODS)}",
-        flag_values=values,
     )
     flags.register_validator(
         "grid",

@@ -2,16 +2,18 @@
 
     pip install ".[examples]"
     python examples/imdb_bow.py
+    python examples/imdb_bow.py --inputs=dense --dropout=0
     python examples/imdb_bow.py --inputs=words --optimizers=Adam --grid=10 --epochs=5
 
 Section 6.1 of the paper: bags of the 10,000 most frequent words, half of the features
 dropped at each step, batches of 128, alpha / sqrt(t) (AdaGrad and AdaDelta lower their
-steps by themselves). The same model on three forms of a bag: a dense vector of 0 and 1
-times a matrix (`dense`); the rows of its words in an embedding table, whose gradient is
-sparse (`words`); a dense vector of how often each word is there (`counts`). The first
-two have the same gradients. Keras's own optimizers square the gradients of a word that
-repeats in a batch one by one, and so differ between the two; ours do not. Writes a
-table (CSV) and a picture of the training loss to --output.
+steps by themselves); no bias and no L2, of which it says nothing. The same model on
+three forms of a bag: a dense vector of 0 and 1 times a matrix (`dense`); the rows of
+its words in an embedding table, whose gradient is sparse (`words`); a dense vector of
+how often each word is there (`counts`). The first two have the same gradients. Keras's
+own optimizers square the gradients of a word that repeats in a batch one by one, and so
+differ between the two; ours do not. Writes a table (CSV) and a picture of the training
+loss to --output.
 """
 
 from __future__ import annotations
@@ -38,24 +40,27 @@ def define_flags(values: flags.FlagValues = FLAGS) -> None:
         "inputs", list(INPUTS), INPUTS, "Forms of the bags.", flag_values=values
     )
     flags.DEFINE_integer("vocabulary", 10_000, "Words known.", 1, flag_values=values)
+    flags.DEFINE_float(
+        "dropout", 0.5, "Share of the features dropped.", 0, 0.99, flag_values=values
+    )
 
 
-def make_dense(vocabulary: int) -> keras.Model:
+def make_dense(vocabulary: int, dropout: float) -> keras.Model:
     return keras.Sequential(
         [
             keras.Input([vocabulary], dtype="uint16"),
             keras.layers.Rescaling(1.0),  # to floats
-            keras.layers.Dropout(0.5),
+            keras.layers.Dropout(dropout),
             keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros"),
         ]
     )
 
 
-def make_words(vocabulary: int) -> keras.Model:
+def make_words(vocabulary: int, dropout: float) -> keras.Model:
     ids = keras.Input([None], dtype="int32")
     there = keras.ops.cast(keras.ops.not_equal(ids, 0)[..., None], "float32")
     table = keras_adam.Embedding(vocabulary + 1, 1, embeddings_initializer="zeros")
-    kept = keras.layers.Dropout(0.5)(there)
+    kept = keras.layers.Dropout(dropout)(there)
     return keras.Model(ids, keras.ops.sum(table(ids) * kept, axis=1))
 
 
@@ -70,12 +75,12 @@ def main(_) -> None:
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
 
     def train(setting, optimizer, epochs):
-        model, x = models[setting](FLAGS.vocabulary), inputs[setting]
+        model, x = models[setting](FLAGS.vocabulary, FLAGS.dropout), inputs[setting]
         return experiment.fit(model, optimizer, loss, x, y[:, None], epochs)
 
     experiment.run(
-        experiment.open_table("imdb_bow", "vocabulary"),
-        "Bags of words of IMDB, with dropout (figure 1, right)",
+        experiment.open_table("imdb_bow", "vocabulary", "dropout"),
+        f"Bags of words of IMDB, dropout {FLAGS.dropout:g} (figure 1, right)",
         FLAGS.inputs,
         train,
         size=len(y),

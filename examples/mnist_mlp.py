@@ -61,7 +61,11 @@ def train_sfo(
     epochs: int,
     n: int,
 ) -> list[dict[str, float]]:
-    """What `experiment.fit` gives, of SFO: the mean of the losses it saw in a pass."""
+    """What `experiment.fit` gives, of SFO: the mean of the losses it saw in a pass.
+
+    A pass is as many evaluations as there are parts. SFO begins with two parts and
+    takes in more as it goes, so its first passes see some several times and most not.
+    """
     weights = model.trainable_variables
     ends = np.cumsum([v.shape.num_elements() for v in weights])[:-1]
     order = np.random.default_rng(FLAGS.seed).permutation(len(x))

@@ -209,7 +209,7 @@ def test_bags_and_words():
 
 def test_forms_of_a_bag_are_one_model():
     bags = np.random.default_rng(0).integers(0, 2, (8, 30), np.uint16)
-    dense, words = imdb_bow.make_dense(30), imdb_bow.make_words(30)
+    dense, words = imdb_bow.make_dense(30, 0.5), imdb_bow.make_words(30, 0.5)
     w = np.random.default_rng(1).standard_normal((30, 1)).astype(np.float32)
     dense.set_weights([w])
     words.set_weights([np.concatenate([[[9]], w])])  # a row for the padding
