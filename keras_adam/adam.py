@@ -77,7 +77,8 @@ class Adam(AdamMigration, Optimizer):
             without arguments.
         beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
             a callable of the step, counted from 0. With a schedule the first
-            correction is 1 - prod(beta_1,i) (section 4).
+            correction is 1 - prod(beta_1,i): what section 3 derives, for betas
+            that change.
         beta_2: Decay rate of v, in [0, 1).
         epsilon: At least 1e-30. Algorithm 1's epsilon, added to sqrt(v_hat). (Keras's
             Adam has the other one: see `epsilon_hat`.)

@@ -71,7 +71,8 @@ class AdaMax(AdaMaxMigration, Optimizer):
             without arguments.
         beta_1: Decay rate of m, in [0, 1): a float, a `LearningRateSchedule`, or
             a callable of the step, counted from 0. With a schedule the
-            correction is 1 - prod(beta_1,i) (section 4).
+            correction is 1 - prod(beta_1,i): what section 3 derives, for betas
+            that change.
         beta_2: Decay rate of u, in [0, 1).
         sparse_updates: What to do with the `tf.IndexedSlices` an embedding
             gives: `"exact"`, `"lazy"` or `"dense"`, as in `keras_adam.Adam`.

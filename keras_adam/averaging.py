@@ -5,7 +5,8 @@ With theta_t the weights after step t and g the momentum, the paper's average is
     avg_t = g * avg_{t-1} + (1 - g) * theta_t,    avg_0 = 0,
 
 and the one to use is the corrected avg_t / (1 - g^t). That one is kept here, so that
-whoever takes it gets it right. In it the last n of t steps weigh
+whoever takes it gets it right. g is the argument `ema_momentum`, 0.99 in Keras; the
+paper takes beta_2, 0.999. In the average the last n of t steps weigh
 
     share(g, n, t) = (1 - g^n) / (1 - g^t),    with g = 1 n / t,
 

@@ -22,13 +22,13 @@ class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     The step is counted from 0, as Keras does, and the paper's t from 1. With
     `gradient_accumulation_steps` Keras counts micro-steps here (but updates for
-    `ExponentialBetaDecay`).
+    `ExponentialBetaDecay`). Called with a step, of any shape, it gives float32.
 
     Args:
         initial_learning_rate: alpha, the rate at the first step; not negative.
 
     Raises:
-        ValueError: If `initial_learning_rate` is negative or not finite.
+        ValueError: If `initial_learning_rate` is no number, negative or not finite.
 
     Source: Kingma & Ba, arXiv 1412.6980, section 4.
     """
@@ -61,7 +61,8 @@ class ExponentialBetaDecay(keras.optimizers.schedules.LearningRateSchedule):
     ```
 
     The step is counted from 0, and the paper's t from 1. For the argument `beta_1`
-    of `keras_adam.Adam` and `keras_adam.AdaMax`.
+    of `keras_adam.Adam` and `keras_adam.AdaMax`. Called with a step, of any shape, it
+    gives float32.
 
     Args:
         initial_beta_1: beta_1 at the first step, in [0, 1), in float32 too.
@@ -69,7 +70,7 @@ class ExponentialBetaDecay(keras.optimizers.schedules.LearningRateSchedule):
             float32 does not know.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is no number, or out of its range.
 
     Source: Kingma & Ba, arXiv 1412.6980, section 4.
     """

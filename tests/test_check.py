@@ -1,4 +1,4 @@
-"""The committed tables show what examples/README.md says of them."""
+"""The committed tables show what examples/README.md says of check.py's claims."""
 
 import pathlib
 import shutil
