@@ -27,13 +27,16 @@ class Embedding(keras.layers.Embedding):
     other optimizer, and without one, it is `keras.layers.Embedding`; it gathers
     rows from the variable itself, never from a copy of it.
 
-    TensorFlow code that reads `layer.embeddings` itself reads what stands in the
-    table, unless the table's gradient is dense, as with tied weights: then no row
-    owes. Outside a step, call `optimizer.settle()` before. (`numpy()`, `get_weights`
-    and saving do.) A function that assigns to the table, as
-    `keras.layers.SpectralNormalization` does, is not served: what rows owe comes on
-    top. An exact optimizer adds row 0 and one row in 65,535 to each batch, with a
-    gradient of 0; a lazy optimizer that trains the same table updates these too.
+    TensorFlow code that reads `layer.embeddings` itself reads what stands in the table,
+    unless the table's gradient is dense, as with tied weights: then no row owes.
+    Outside a step, call `optimizer.settle()` before, also before
+    `keras.Variable(table)`, `other.assign(table)` and `copy.deepcopy(table)`.
+    (`numpy()`, `print`, `get_weights` and saving do.) A function that assigns to the
+    table, as `keras.layers.SpectralNormalization` does, is not served: what rows owe
+    comes on top, and with weight decay is a share of what was assigned. Of
+    `tf.autodiff.ForwardAccumulator` a `tf.function` is not served. An exact optimizer
+    adds row 0 and one row in 65,535 to each batch, with a gradient of 0; a lazy
+    optimizer that trains the same table updates these too.
 
     The optimizer must be built before a function that reads rows is traced, or that
     goes on reading what stands in the table, and a warning says so. `fit`, `evaluate`

@@ -220,7 +220,9 @@ def read(
         stored = tf.gather(tables[0], tf.reshape(ids, [-1]))
         out = _in_place_of(stored, tf.gather(theta, d.place))
     out = tf.reshape(out, tf.concat([tf.shape(ids), shape[1:]], axis=0))
-    return tf.ensure_shape(out, [*ids.shape, *shape[1:]]), reading
+    if ids.shape.rank is not None:
+        out = tf.ensure_shape(out, [*ids.shape, *shape[1:]])
+    return out, reading
 
 
 def _mapped() -> bool:

@@ -187,7 +187,8 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         for g, v in zip(grads, variables):
             check_gradient(g, v)
         dtypes = [state_dtype(v.dtype) for v in variables]
-        grads = self._reduced([_cast(g, d) for g, d in zip(grads, dtypes)])
+        grads = [_shaped(_cast(g, d), v) for g, d, v in zip(grads, dtypes, variables)]
+        grads = self._reduced(grads)
         return [self._summed(g, v) for g, v in zip(grads, variables)], variables
 
     def _reduced(self, grads: list[Any]) -> list[Any]:
@@ -255,14 +256,17 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         for i, g, variable in zip(indices, grads, trainable_variables):
             dtype = state_dtype(variable.dtype)
             decays = self._decays(variable)
-            if decays != self._untracked.decays[i] and self._last[i] is not None:
+            if decays != self._untracked.decays[i] and i in self._untracked.by_rows:
                 raise ValueError(
                     "`weight_decay` cannot be switched on or off after the optimizer "
                     f"was built, because rows owe it. Received: weight_decay="
                     f"{self.weight_decay!r}, and for {path(variable)} "
                     f"{'some' if decays else 'none'}. Give it to the optimizer when it "
                     "is made (0.0 is one), call `exclude_from_weight_decay` before "
-                    '`build`, or use `sparse_updates="dense"`.'
+                    '`build`, or use `sparse_updates="dense"`. A model of '
+                    "`load_model`, which builds it, goes on so: load it with "
+                    "compile=False, compile it with a new optimizer that excludes, "
+                    "`build` that, and `model.load_weights` the same file."
                 )
             state = [native(x) for x in self._state(i)]
             tables = [native(variable), *state]
@@ -315,6 +319,16 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         self, trainable_variables: Any
     ) -> None:
         self._on_each_replica(lambda: self._overwrite(trainable_variables))
+
+
+def _shaped(g: Any, variable: Any) -> Any:
+    """With the shape that it must have, where TensorFlow knows not even its rank."""
+    if not isinstance(g, tf.IndexedSlices):
+        return g if g.shape.rank is not None else tf.ensure_shape(g, variable.shape)
+    if g.values.shape.rank is not None:
+        return g
+    values = tf.ensure_shape(g.values, [None, *variable.shape[1:]])
+    return tf.IndexedSlices(values, g.indices, g.dense_shape)
 
 
 def _cast(g: Any, dtype: str) -> Any:

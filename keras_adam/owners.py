@@ -22,10 +22,10 @@ def tf_variable(variable: Any) -> Any:
 class _Settled:
     """A `keras.Variable` whose rows are brought to date by NumPy and assignment.
 
-    That is `numpy()`, `np.array(variable)`, and so `get_weights` and saving; and
-    `assign`, `assign_add`, `assign_sub`, so that what was owed up to then is not owed
-    by the new values. TensorFlow's own reads of it, and assignments in a function, see
-    what stands in the table.
+    That is `numpy()`, `np.array(variable)`, and so `get_weights` and saving; its text;
+    and `assign`, `assign_add`, `assign_sub`, so that what was owed up to then is not
+    owed by the new values. TensorFlow's own reads of it, and assignments in a function,
+    see what stands in the table.
     """
 
     def numpy(self) -> Any:
@@ -35,6 +35,10 @@ class _Settled:
     def __array__(self, dtype: Any = None) -> Any:
         settle(self)
         return super().__array__(dtype)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        settle(self)
+        return super().__repr__()
 
     def assign(self, value: Any) -> Any:
         settle(self)

@@ -476,6 +476,28 @@ def test_an_exclusion_after_build():
         optimizer.apply([slices([1])], [variable])
 
 
+@MODES
+def test_an_exclusion_after_build_of_what_owes_nothing(mode):
+    """As in Keras, which so goes on after `load_model`."""
+    variables = [table(), keras.Variable(np.ones(3, np.float32), name="bias")]
+    optimizer = keras_adam.Adam(0.125, sparse_updates=mode, weight_decay=0.5)
+    optimizer.build(variables)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    thetas = [np.ones((4, 2), np.float32), np.ones(3, np.float32)]
+    training = cases.oracle(
+        *(cases.OPTIMIZERS["adam"][1], thetas, []),
+        mode=mode,
+        weight_decay=0.5,
+        decayed=[0],
+    )
+    bias = np.float32([1, -2, 3])
+    for ids in ([0], [1], [1, 3]):
+        optimizer.apply([slices(ids), tf.constant(bias)], variables)
+        training.apply([(np.ones((len(ids), 2)), ids), bias])
+    for variable, theta in zip(variables, training.thetas):
+        np.testing.assert_allclose(variable.numpy(), theta, atol=1e-6)
+
+
 class Clip(keras.constraints.Constraint):
     def __call__(self, x):
         return tf.clip_by_value(x, -0.5, 0.5)

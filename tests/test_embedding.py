@@ -67,6 +67,50 @@ def test_it_is_keras_embedding():
 
 
 @JIT
+def test_ids_of_unknown_rank(jit):
+    """As `tf.numpy_function` gives them."""
+    ids, y = np.arange(12, dtype=np.int32).reshape(6, 2), np.ones([6, 4], np.float32)
+    data = tf.data.Dataset.from_tensor_slices((ids, y)).batch(2)
+    data = data.map(lambda a, b: (tf.numpy_function(lambda a: a, [a], tf.int32), b))
+    assert data.element_spec[0].shape.rank is None
+
+    class Model(keras.Model):
+        def __init__(self, layer):
+            super().__init__()
+            self.table = layer(20, 4, embeddings_initializer="ones")
+
+        def call(self, ids):
+            return tf.ensure_shape(tf.reduce_sum(self.table(ids), 1), [None, 4])
+
+    tables = []
+    for layer, optimizer in (
+        (keras_adam.Embedding, adam(epsilon=1e-7, epsilon_hat=True)),
+        (keras.layers.Embedding, keras.optimizers.Adam(0.01)),  # no id repeats
+    ):
+        model = Model(layer)
+        model(ids)
+        model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
+        model.fit(data, epochs=3, verbose=0)
+        tables.append(model.table.embeddings.numpy())
+    assert np.abs(tables[0] - 1).max() > 0.01
+    # The layer sees what Keras's sees, and Keras's Adam is dense Adam.
+    np.testing.assert_allclose(*tables, rtol=0, atol=1e-5)
+
+
+def test_its_text_has_the_rows_as_they_are_now():
+    model = compiled(adam())
+    fit(model, epochs=1)
+    model.train_on_batch(np.zeros([1, 4], np.int32), np.ones([1, 1]))
+    table = model.layers[0].embeddings
+    stands = np.array(tf.convert_to_tensor(table._value))
+    text = repr(table)
+    values = table.numpy()
+    assert np.abs(values - stands).max() > 1e-4
+    # The whole text holds a few rows' digits.
+    assert np.array2string(values[0], separator=", ")[1:8] in text
+
+
+@JIT
 @pytest.mark.parametrize("mode", ["exact", "lazy", "dense", "keras", "sgd"])
 def test_any_optimizer(mode, jit):
     """Trains as with Keras's layer; in exact mode as dense Adam does with it."""

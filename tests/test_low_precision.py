@@ -48,6 +48,30 @@ def test_cast_is_to_a_neighbour_and_unbiased(dtype, execution):
     assert np.all(np.abs(up - share)[above > below] <= (SIGMAS * sigma + 2e-4).max())
 
 
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gradient_of_unknown_rank(mode, rows):
+    """As `tf.numpy_function` gives it. Adam's first step is the rate's size."""
+    variable = keras.Variable(np.ones((3, 2), np.float32))
+    optimizer = keras_adam.Adam(0.25, sparse_updates=mode, moments_dtype="bfloat16")
+    optimizer.build([variable])
+
+    @tf.function
+    def step(g, ids):
+        g = tf.numpy_function(lambda x: x, [g], tf.float32)
+        assert g.shape.rank is None
+        g = tf.IndexedSlices(g, ids, tf.constant([3, 2])) if rows else g
+        optimizer.apply([g], [variable])
+
+    step(np.float32([[1, -1], [2, 1], [-1, 1]]), np.int32([2, 0, 1]))
+    expected = [[1, 1], [-1, 1], [1, -1]] if rows else [[1, -1], [1, 1], [-1, 1]]
+    np.testing.assert_allclose(
+        variable.numpy(), 1 - 0.25 * np.array(expected), atol=0.01
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible"):
+        step(np.ones((3, 3), np.float32), np.int32([2, 0, 1]))
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("dtype", HALF)
 def test_cast_keeps_what_the_dtype_has(dtype, execution):
