@@ -43,11 +43,11 @@ class Claim(NamedTuple):
 Ends = dict[tuple[str, str, float], float]
 
 
-def ends(path: pathlib.Path) -> tuple[Ends, Ends]:
+def ends(path: pathlib.Path, model: str = "") -> tuple[Ends, Ends]:
     """Of the curves with all epochs, and of those that a rate was tuned by."""
     if not path.exists():
         sys.exit(f"There is no table {path}. See examples/README.md for its command.")
-    table = experiment.Table(path).curves
+    table = experiment.Table(path, model).curves
     runs = sorted({(c.batch_size, c.limit, c.seed) for c in table})
     if len(runs) != 1:
         sys.exit(
@@ -64,16 +64,22 @@ def ends(path: pathlib.Path) -> tuple[Ends, Ends]:
 
 
 def imdb(folder: pathlib.Path) -> Iterator[Claim]:
-    """Section 6.1: Adam converges as fast as AdaGrad, and faster than Nesterov's."""
-    all_epochs, tuning = ends(folder / "imdb_bow.csv")
+    """Section 6.1: Adam converges as fast as AdaGrad, and faster than Nesterov's, both
+    with dropout and without."""
+    path = folder / "imdb_bow.csv"
+    yield from _imdb("", *ends(path))
+    if experiment.Table(path, " dropout=0.0").curves:
+        yield from _imdb(" without dropout", *ends(path, " dropout=0.0"))
 
+
+def _imdb(which: str, all_epochs: Ends, tuning: Ends) -> Iterator[Claim]:
     def tuned(setting: str, method: str) -> float:
         rates = [x for x in all_epochs if x[:2] == (setting, method)]
         return all_epochs[min(rates, key=lambda x: tuning.get(x, math.inf))]
 
     for setting in dict.fromkeys(setting for setting, *_ in all_epochs):
         for other, at_most in (("AdaGrad", 1.05), ("SGDNesterov", 0.8)):
-            says = f"IMDB, {setting}: last loss of Adam over {other}'s"
+            says = f"IMDB, {setting}{which}: last loss of Adam over {other}'s"
             yield Claim(says, tuned(setting, "Adam") / tuned(setting, other), at_most)
 
 
