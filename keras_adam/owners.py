@@ -37,7 +37,8 @@ class _Settled:
         return super().__array__(dtype)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        settle(self)
+        if tf.executing_eagerly():  # or it has no values
+            settle(self)
         return super().__repr__()
 
     def assign(self, value: Any) -> Any:
