@@ -1,8 +1,8 @@
-"""Figure 1, right: logistic regression on IMDB's words, with dropout.
+"""Figure 1, right: logistic regression on IMDB's words, with dropout or without.
 
     pip install ".[examples]"
     python examples/imdb_bow.py
-    python examples/imdb_bow.py --inputs=dense --dropout=0
+    python examples/imdb_bow.py --inputs=dense --dropout=0 --grid=10,30,100,300,1000
     python examples/imdb_bow.py --inputs=words --optimizers=Adam --grid=10 --epochs=5
 
 Section 6.1 of the paper: bags of the 10,000 most frequent words, half of the features
@@ -78,14 +78,12 @@ def main(_) -> None:
         model, x = models[setting](FLAGS.vocabulary, FLAGS.dropout), inputs[setting]
         return experiment.fit(model, optimizer, loss, x, y[:, None], epochs)
 
-    experiment.run(
-        experiment.open_table("imdb_bow", "vocabulary", "dropout"),
-        f"Bags of words of IMDB, dropout {FLAGS.dropout:g} (figure 1, right)",
-        FLAGS.inputs,
-        train,
-        size=len(y),
-        schedule=InverseSqrtDecay,
+    table = experiment.open_table("imdb_bow", "vocabulary", "dropout")
+    panels = experiment.compare(
+        table, FLAGS.inputs, train, size=len(y), schedule=InverseSqrtDecay
     )
+    title = f"Bags of words of IMDB, dropout {FLAGS.dropout:g} (section 6.1)"
+    experiment.plot(panels, table.path.with_suffix(".png"), title, yscale="log")
 
 
 if __name__ == "__main__":
