@@ -383,12 +383,15 @@ class ExactRows:
         # Compiling takes longer than a pass over a small table does.
         large = self._trainable_variables[i].shape.num_elements() > 1e6
 
-        def settler(f: Callable[..., None]) -> Any:
-            def settle() -> None:
-                debts = self._debts(i, as_kernel, ahead)
-                f(self._tables(i), debts._replace(keys=self._rounding_keys(i, 1)))
+        def settle(f: Callable[..., None]) -> None:
+            debts = self._debts(i, as_kernel, ahead)
+            f(self._tables(i), debts._replace(keys=self._rounding_keys(i, 1)))
 
-            return tf.function(settle, jit_compile=True) if large else settle
+        def settler(f: Callable[..., None]) -> Any:
+            # Not a function of its own: TensorFlow would take those of all tables for
+            # one, and warn that it is traced again and again.
+            g = functools.partial(settle, f)
+            return tf.function(g, jit_compile=True) if large else g
 
         key = native(self._trainable_variables[i])._unique_id, as_kernel, ahead
         if key not in settlers:
@@ -399,8 +402,8 @@ class ExactRows:
             if self.sparse_updates == "exact":
                 steps += [ledger.settle_theta, ledger.settle_state]
             settlers[key] = [settler(f) for f in steps]
-        for settle in settlers[key]:
-            settle()
+        for call in settlers[key]:
+            call()
 
     def settle(self) -> None:
         """Brings all rows of all tables to date, in two passes over what is behind.

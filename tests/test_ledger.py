@@ -280,6 +280,28 @@ def test_a_step_without_the_table_is_no_step_for_it(unswept, jit):
     np.testing.assert_allclose(models["exact"], models["dense"], rtol=0, atol=1e-6)
 
 
+def test_many_large_tables_do_not_warn(caplog):
+    """What brings them to date is compiled, for each."""
+    shape = 1000, 1010
+    variables = [keras.Variable(np.ones(shape, np.float32)) for _ in range(6)]
+    optimizer = keras_adam.Adam(0.1)
+    optimizer.build(variables)
+    truth = reference.Training(
+        *(reference.Adam(), [np.ones((2, 1))], ["float32"]),
+        lazy=False,
+        learning_rate=0.1,
+    )
+    for row in (1, 2):
+        g = tf.IndexedSlices(tf.ones([1, 1010]), tf.constant([row]), tf.constant(shape))
+        optimizer.apply([g] * 6, variables)
+        truth.apply([(np.ones((1, 1)), [row - 1])])
+    optimizer.settle()
+    for variable in variables:
+        now = variable.numpy()[1:3, :1]
+        np.testing.assert_allclose(now, truth.thetas[0], rtol=0, atol=2e-6)
+    assert "retracing" not in caplog.text
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_dense_and_sparse_gradients_of_one_table(unswept, execution):
     optimizer, variable = pair()
