@@ -332,7 +332,14 @@ def draw(
     plt.close(figure)
 
 
-def run(table: Table, title: str, settings: Iterable[str], train: Any, **kwargs: Any):
+def run(
+    table: Table,
+    title: str,
+    settings: Iterable[str],
+    train: Any,
+    yscale: str = "linear",
+    **kwargs: Any,
+):
     """`compare`, with a picture beside the table."""
     panels = compare(table, settings, train, **kwargs)
-    plot(panels, table.path.with_suffix(".png"), title)
+    plot(panels, table.path.with_suffix(".png"), title, yscale=yscale)

@@ -78,12 +78,15 @@ def main(_) -> None:
         model, x = models[setting](FLAGS.vocabulary, FLAGS.dropout), inputs[setting]
         return experiment.fit(model, optimizer, loss, x, y[:, None], epochs)
 
-    table = experiment.open_table("imdb_bow", "vocabulary", "dropout")
-    panels = experiment.compare(
-        table, FLAGS.inputs, train, size=len(y), schedule=InverseSqrtDecay
+    experiment.run(
+        experiment.open_table("imdb_bow", "vocabulary", "dropout"),
+        f"Bags of words of IMDB, dropout {FLAGS.dropout:g} (section 6.1)",
+        FLAGS.inputs,
+        train,
+        yscale="log",
+        size=len(y),
+        schedule=InverseSqrtDecay,
     )
-    title = f"Bags of words of IMDB, dropout {FLAGS.dropout:g} (section 6.1)"
-    experiment.plot(panels, table.path.with_suffix(".png"), title, yscale="log")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,12 @@ class Paid(keras.callbacks.Callback):
         self.total.append(float(logs["loss"]) * (batch + 1))  # logs holds the mean
 
 
+def schedules() -> tuple[InverseSqrtDecay, ExponentialBetaDecay]:
+    """Of the learning rate and of beta_1."""
+    beta_1 = ExponentialBetaDecay(0.9, FLAGS.decay_rate)
+    return InverseSqrtDecay(FLAGS.alpha), beta_1
+
+
 def regrets(problem: str, at: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Each optimizer's, after each number of steps of `at`."""
     x, matrix = make_inputs(problem)
@@ -101,8 +107,7 @@ def regrets(problem: str, at: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         return float(np.sum((matrix[:t] @ theta - y[:t]) ** 2))
 
     best = np.array([least(t) for t in at])
-    alpha = InverseSqrtDecay(FLAGS.alpha)
-    beta_1 = ExponentialBetaDecay(0.9, FLAGS.decay_rate)
+    alpha, beta_1 = schedules()
     for name in FLAGS.optimizers:
         method = experiment.METHODS[name]
         optimizer = method.make(
@@ -140,8 +145,7 @@ def main(_) -> None:
                 lines[label] = list(zip(at, values))
             scale = values[-1] / np.sqrt(at[-1])
             lines["sqrt(T)"] = [(t, scale * np.sqrt(t)) for t in at]
-    alpha = InverseSqrtDecay(FLAGS.alpha)
-    beta = ExponentialBetaDecay(0.9, FLAGS.decay_rate)
+    alpha, beta = schedules()
     panels["schedules"] = {
         f"{FLAGS.alpha:g} / sqrt(t)": [(t, float(alpha(t - 1))) for t in at],
         f"0.9 * {FLAGS.decay_rate:g}^(t - 1)": [(t, float(beta(t - 1))) for t in at],

@@ -186,9 +186,7 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         )
         for g, v in zip(grads, variables):
             check_gradient(g, v)
-        dtypes = [state_dtype(v.dtype) for v in variables]
-        grads = [_shaped(_cast(g, d), v) for g, d, v in zip(grads, dtypes, variables)]
-        grads = self._reduced(grads)
+        grads = self._reduced([_cast(g, v) for g, v in zip(grads, variables)])
         return [self._summed(g, v) for g, v in zip(grads, variables)], variables
 
     def _reduced(self, grads: list[Any]) -> list[Any]:
@@ -321,17 +319,11 @@ class RowOptimizer(Accumulation, Averages, ExactRows, BaseOptimizer):
         self._on_each_replica(lambda: self._overwrite(trainable_variables))
 
 
-def _shaped(g: Any, variable: Any) -> Any:
-    """With the shape that it must have, where TensorFlow knows not even its rank."""
-    if not isinstance(g, tf.IndexedSlices):
-        return g if g.shape.rank is not None else tf.ensure_shape(g, variable.shape)
-    if g.values.shape.rank is not None:
-        return g
-    values = tf.ensure_shape(g.values, [None, *variable.shape[1:]])
-    return tf.IndexedSlices(values, g.indices, g.dense_shape)
-
-
-def _cast(g: Any, dtype: str) -> Any:
-    if not isinstance(g, tf.IndexedSlices):
-        return tf.cast(g, dtype)
-    return tf.IndexedSlices(tf.cast(g.values, dtype), g.indices, g.dense_shape)
+def _cast(g: Any, variable: Any) -> Any:
+    """In the rules' dtype; and of its shape, where TensorFlow knows not even a rank."""
+    sparse = isinstance(g, tf.IndexedSlices)
+    x = tf.cast(g.values if sparse else g, state_dtype(variable.dtype))
+    if x.shape.rank is None:
+        shape = [None, *variable.shape[1:]] if sparse else variable.shape
+        x = tf.ensure_shape(x, shape)
+    return tf.IndexedSlices(x, g.indices, g.dense_shape) if sparse else x

@@ -4,7 +4,6 @@ import itertools
 
 import cifar10_cnn
 import data
-import devices
 import experiment
 import imdb_bow
 import keras
@@ -16,18 +15,9 @@ import pytest
 import reference
 import regret
 import tensorflow_datasets as tfds
-from absl import flags
+from test_paper import set_flags
 
 import keras_adam
-
-
-def set_flags(monkeypatch, module, *args):
-    values = flags.FlagValues()
-    module.define_flags(values)
-    values([module.__name__, *args])
-    for user in (module, devices, experiment):
-        monkeypatch.setattr(user, "FLAGS", values)
-    return values
 
 
 @pytest.fixture

@@ -38,13 +38,17 @@ EXAMPLES = {
 }
 
 
-def call(monkeypatch, module, *args):
+def set_flags(monkeypatch, module, *args):
     values = flags.FlagValues()
     module.define_flags(values)
     values([module.__name__, *args])
-    monkeypatch.setattr(module, "FLAGS", values)
-    monkeypatch.setattr(devices, "FLAGS", values)
-    monkeypatch.setattr(experiment, "FLAGS", values)
+    for user in (module, devices, experiment):
+        monkeypatch.setattr(user, "FLAGS", values)
+    return values
+
+
+def call(monkeypatch, module, *args):
+    set_flags(monkeypatch, module, *args)
     module.main([])
 
 
